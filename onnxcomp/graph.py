@@ -1,0 +1,358 @@
+"""The model while it is edited: graphs of onnx-graphsurgeon, with what graphsurgeon breaks repaired here.
+
+No other module imports onnx-graphsurgeon. Nodes and tensors are its classes, changed in three ways: they compare and
+hash by identity (graphsurgeon compares deeply, which makes rewiring quadratic and dictionaries impossible), constants
+read their payload lazily and never cache it, and each remembers the protobuf message that it came from, so that
+exporting an untouched part gives back what was read (see serde.py).
+
+A model is a tree of scopes: the main graph, the bodies of If / Loop / Scan, and the bodies of local functions. A
+tensor captured from an outer scope is the same object inside and outside.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnxcomp.errors import ModelError
+from onnxcomp.weights import Weight
+
+__all__ = ["AttributeRef", "Constant", "Graph", "Model", "Node", "Tensor", "Variable", "producer", "sort"]
+
+Array = npt.NDArray[Any]
+AttributeRef = gs.Node.AttributeRef
+Tensor = gs.Tensor
+
+
+class Node(gs.Node):
+    """A node. `proto` is the NodeProto that it was read from, None for a new node."""
+
+    proto: onnx.NodeProto | None = None
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    @property
+    def kind(self) -> str:
+        """Operator with its domain in front unless it is a standard one: "Conv", "com.microsoft.Gelu"."""
+        return self.op if (self.domain or "") in ("", "ai.onnx") else f"{self.domain}.{self.op}"
+
+    @property
+    def label(self) -> str:
+        """What people see: the node's name, or its operator and first output where it has none."""
+        return self.name or f"{self.op}({next((o.name for o in self.outputs if o.name), '')})"
+
+    def bodies(self) -> list[Graph]:
+        """The subgraphs in this node's attributes."""
+        found: list[Graph] = []
+        for value in self.attrs.values():
+            if isinstance(value, Graph):
+                found.append(value)
+            elif isinstance(value, list):
+                found.extend(v for v in value if isinstance(v, Graph))
+        return found
+
+
+class Variable(gs.Variable):
+    """A value known at run time only. `info` is its ValueInfoProto, `default` the initializer that a caller may override."""
+
+    info: onnx.ValueInfoProto | None = None
+    default: Weight | None = None
+    default_proto: onnx.TensorProto | None = None
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+class Constant(gs.Constant):
+    """An initializer. `values` reads the payload anew each time; assigning an array replaces it."""
+
+    info: onnx.ValueInfoProto | None = None
+    proto: onnx.TensorProto | None = None
+    sparse: onnx.SparseTensorProto | None = None
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __init__(self, name: str, values: Array | Weight) -> None:
+        weight = values if isinstance(values, Weight) else Weight.from_array(values)
+        # graphsurgeon insists on an array here; the property below takes the weight.
+        super().__init__(name, np.empty(0, np.float32))
+        self.weight = weight
+
+    @property
+    def values(self) -> Array:
+        return self.weight.load()
+
+    @values.setter
+    def values(self, values: Array | Weight) -> None:
+        self.weight = values if isinstance(values, Weight) else Weight.from_array(values)
+        self.sparse = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.weight.dtype
+
+
+class Graph(gs.Graph):
+    """One scope. `initializers` lists its constants (used or not) in file order, `header` what else the file said."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(nodes=[], inputs=[], outputs=[], name=name)
+        self.initializers: list[Any] = []
+        self.header = onnx.GraphProto(name=name)
+        # Position of each name in the file's own lists, so that an untouched graph is written as it was read.
+        self.listed: dict[str, dict[str, int]] = {"input": {}, "value_info": {}}
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def scopes(self) -> Iterator[Graph]:
+        """This scope and all scopes nested in it, outer before inner."""
+        stack = [self]
+        while stack:
+            scope = stack.pop()
+            yield scope
+            inner = [body for node in scope.nodes for body in node.bodies()]
+            stack.extend(reversed(inner))
+
+    def add(
+        self,
+        op: str,
+        inputs: Sequence[Any],
+        outputs: Sequence[Any],
+        *,
+        name: str = "",
+        domain: str = "",
+        attrs: dict[str, Any] | None = None,
+    ) -> Node:
+        """Append a node; `sort` moves it before its first consumer."""
+        node = Node(op, name=name, attrs=dict(attrs or {}), inputs=list(inputs), outputs=list(outputs), domain=domain)
+        self.nodes.append(node)
+        return node
+
+    def remove(self, nodes: Iterable[Node]) -> None:
+        """Take nodes out and disconnect them, in time linear in the graph however many there are."""
+        gone = set(nodes)
+        if not gone:
+            return
+        gone.update([n for node in gone for body in node.bodies() for s in body.scopes() for n in s.nodes])
+        touched = {id(t): t for node in gone for t in node.inputs}
+        for tensor in touched.values():
+            _set(tensor.outputs, [n for n in tensor.outputs if n not in gone])
+        for node in gone:
+            list.clear(node.inputs)
+            for output in node.outputs:
+                _set(output.inputs, [n for n in output.inputs if n not in gone])
+            list.clear(node.outputs)
+        self.nodes[:] = [n for n in self.nodes if n not in gone]
+
+
+class Function:
+    """A model-local function: its body as a scope, and the rest of its FunctionProto."""
+
+    def __init__(self, header: onnx.FunctionProto, body: Graph) -> None:
+        self.header = header
+        self.body = body
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.header.domain, self.header.name, getattr(self.header, "overload", ""))
+
+
+class Model:
+    """An ONNX model: main graph, local functions, and `header`, the ModelProto without these."""
+
+    def __init__(self, header: onnx.ModelProto, graph: Graph, functions: list[Function]) -> None:
+        self.header = header
+        self.graph = graph
+        self.functions = functions
+        self._names: set[str] | None = None
+
+    def scopes(self) -> Iterator[Graph]:
+        """All scopes: main graph, subgraphs, function bodies."""
+        yield from self.graph.scopes()
+        for function in self.functions:
+            yield from function.body.scopes()
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes of all scopes."""
+        for scope in self.scopes():
+            yield from scope.nodes
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set, 1 if none is imported."""
+        return next((o.version for o in self.header.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+    def import_domain(self, domain: str, version: int) -> None:
+        """Make operators of `domain` usable, in at least `version`; the IR version follows where it must."""
+        for entry in self.header.opset_import:
+            if entry.domain == domain:
+                entry.version = max(entry.version, version)
+                break
+        else:
+            self.header.opset_import.add(domain=domain, version=version)
+        if domain in ("", "ai.onnx"):
+            lowest = onnx.helper.find_min_ir_version_for(self.header.opset_import, ignore_unknown=True)
+            self.header.ir_version = max(self.header.ir_version, lowest)
+
+    def outputs(self) -> set[Any]:
+        """The tensors that are an output of some scope."""
+        return {output for scope in self.scopes() for output in scope.outputs}
+
+    def fresh(self, wish: str) -> str:
+        """A value name that no scope uses yet: `wish`, or `wish` with a number behind it."""
+        if self._names is None:
+            self._names = {t.name for scope in self.scopes() for t in _tensors(scope)}
+        name = next(n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self._names)
+        self._names.add(name)
+        return name
+
+    def variable(self, wish: str, dtype: Any = None, shape: Sequence[int | str] | None = None) -> Variable:
+        """A new value with a free name."""
+        return Variable(self.fresh(wish), dtype=dtype, shape=None if shape is None else list(shape))
+
+    def constant(self, scope: Graph, wish: str, values: Array | Weight) -> Constant:
+        """A new initializer of `scope` with a free name."""
+        constant = Constant(self.fresh(wish), values)
+        scope.initializers.append(constant)
+        return constant
+
+    def redirect(self, old: Any, new: Any) -> None:
+        """Let every node that reads `old` read `new` instead, in all scopes; scope outputs keep `old`.
+
+        Linear in the number of consumers.
+        """
+        consumers = list(old.outputs)
+        for node in dict.fromkeys(consumers):
+            for position, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    list.__setitem__(node.inputs, position, new)
+        list.clear(old.outputs)
+        list.extend(new.outputs, consumers)
+
+    def replaceable(self, scope: Graph, old: Any, new: Any) -> bool:
+        """Whether everything that uses `old`, a value of `scope`, can use `new` instead.
+
+        An output of the scope keeps its name: the producer of `new` takes it over. That is impossible where `new` is
+        itself an output, an input or a constant, or comes from another scope.
+        """
+        if not any(output is old for output in scope.outputs):
+            return True
+        source = producer(new)
+        if source is None or any(output is new for output in scope.outputs):
+            return False
+        return any(node is source for node in scope.nodes)
+
+    def replace(self, scope: Graph, old: Any, new: Any) -> None:
+        """Let everything that uses `old`, outputs of the scope included, use `new`: see `replaceable`."""
+        self.redirect(old, new)
+        places = [i for i, output in enumerate(scope.outputs) if output is old]
+        if places:
+            old.name, new.name = new.name, old.name
+            new.info, new.dtype, new.shape = old.info, old.dtype, old.shape
+            old.info = None
+        for place in places:
+            scope.outputs[place] = new
+
+    def value(self, tensor: Any) -> Array | None:
+        """The elements of a constant tensor (initializer or output of a Constant node), else None."""
+        weight = self.weight(tensor)
+        return None if weight is None else weight.load()
+
+    def weight(self, tensor: Any) -> Weight | None:
+        """The payload behind a constant tensor, else None. An initializer that a caller may override is none."""
+        if isinstance(tensor, Constant):
+            return tensor.weight
+        node = producer(tensor)
+        if node is not None and node.op == "Constant" and isinstance(node.attrs.get("value"), Constant):
+            return node.attrs["value"].weight  # type: ignore[no-any-return]
+        return None
+
+    def to_bytes(self) -> bytes:
+        """The model as one serialized message. Raises ResourceError above 2 GB."""
+        from onnxcomp.serde import to_bytes
+
+        return to_bytes(self)
+
+    def copy(self) -> Model:
+        """An independent copy; weights are shared, as they are immutable."""
+        from onnxcomp.serde import export_model, import_model
+
+        return import_model(*export_model(self))
+
+
+def producer(tensor: Any) -> Node | None:
+    """The node that computes a tensor, None for inputs, initializers and omitted tensors."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def sort(model: Model) -> None:
+    """Put the nodes of every scope in an order in which values are computed before they are read.
+
+    A valid order stays as it is; a node that stands too late moves right before its first reader. Iterative, linear.
+
+    Raises ModelError for a cycle.
+    """
+    for scope in model.scopes():
+        _sort_scope(scope)
+
+
+def _sort_scope(scope: Graph) -> None:
+    home = set(scope.nodes)
+    state: dict[Node, int] = {}  # 1: waits for its inputs, 2: placed
+    ordered: list[Node] = []
+    for root in scope.nodes:
+        stack = [(root, iter(_needs(root, home)))] if root not in state else []
+        if stack:
+            state[root] = 1
+        while stack:
+            node, needs = stack[-1]
+            for need in needs:
+                if need not in state:
+                    state[need] = 1
+                    stack.append((need, iter(_needs(need, home))))
+                    break
+                if state[need] == 1:
+                    raise ModelError(f"the graph has a cycle through node {need.label!r}; ONNX graphs must be acyclic")
+            else:
+                state[node] = 2
+                ordered.append(node)
+                stack.pop()
+    scope.nodes[:] = ordered
+
+
+def _needs(node: Node, home: set[Node]) -> list[Node]:
+    """Nodes of the same scope that must come first, including those whose values a subgraph captures."""
+    tensors = list(node.inputs)
+    for body in node.bodies():
+        for scope in body.scopes():
+            tensors.extend(scope.outputs)
+            for inner in scope.nodes:
+                tensors.extend(inner.inputs)
+    return [p for t in tensors for p in t.inputs if p in home and p is not node] + [
+        node for t in node.inputs for p in t.inputs if p is node
+    ]
+
+
+def _tensors(scope: Graph) -> Iterator[Any]:
+    yield from scope.inputs
+    yield from scope.outputs
+    yield from scope.initializers
+    for node in scope.nodes:
+        yield from node.inputs
+        yield from node.outputs
+
+
+def _set(synchronized: list[Any], items: list[Any]) -> None:
+    """Overwrite one side of graphsurgeon's two-sided lists without its search in the other side."""
+    list.clear(synchronized)
+    list.extend(synchronized, items)

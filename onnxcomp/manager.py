@@ -1,0 +1,263 @@
+"""Passes and the pipeline that runs them.
+
+A pass is a frozen dataclass: its fields are its options, its text form is `name:option=value:option=value`. It changes
+a model in place and asks `Context.allow` before each rewrite, so rewrites are counted, named, and can be cut off after
+the first N (which is all that bisection needs). What a pass leaves alone for a reason goes to `Context.refuse`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+
+from onnxcomp.errors import OnnxcompError, UsageError
+from onnxcomp.graph import Model, sort
+from onnxcomp.registry import suggest
+
+__all__ = ["Context", "Effect", "Pass", "PassRecord", "Pipeline", "Refusal"]
+
+Effect = Literal["exact", "float", "lossy"]
+_WORDS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something that a pass looked at and left alone."""
+
+    where: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did. `details` is the pass's own account, ready for JSON."""
+
+    name: str
+    options: dict[str, Any]
+    effect: Effect
+    rewrites: int
+    refused: tuple[Refusal, ...]
+    seconds: float
+    details: dict[str, Any] = field(default_factory=dict)
+    drop: float | None = None
+    reverted: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        record["refused"] = [dataclasses.asdict(r) for r in self.refused]
+        return record
+
+
+@dataclass
+class Context:
+    """What a pass may use besides the model, and where it reports.
+
+    `data` is the calibration data (None: none was given). `limit` is the number of rewrites after which `allow` says
+    no. `progress` is told a share from 0 to 1 and what is being done.
+    """
+
+    data: Any = None
+    target: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+    memory: int = 1 << 30
+    limit: int | None = None
+    progress: Callable[[float, str], None] = lambda share, what: None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    rewrites: list[str] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+    asked: int = 0
+
+    def allow(self, what: str) -> bool:
+        """Ask before each rewrite, naming it. Past the limit the answer is no."""
+        self.asked += 1
+        if self.limit is not None and self.asked > self.limit:
+            return False
+        self.rewrites.append(what)
+        return True
+
+    def refuse(self, where: str, reason: str) -> None:
+        """Record that a candidate is left alone, and why."""
+        refusal = Refusal(where, reason)
+        if refusal not in self.refusals:  # passes that go round until nothing changes meet the same place again
+            self.refusals.append(refusal)
+
+
+@dataclass(frozen=True)
+class Pass(ABC):
+    """A rewrite of the whole model.
+
+    `effect` is what the pass promises: "exact" leaves every output bit-equal when the runtime optimizes nothing,
+    "float" within rounding, "lossy" within a quality budget. `after` names passes that must not come later than this
+    one. `needs_data` says that calibration data are required.
+    """
+
+    name: ClassVar[str]
+    effect: ClassVar[Effect]
+    after: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, model: Model, ctx: Context) -> Mapping[str, Any] | None:
+        """Rewrite `model` in place; returns details for the report."""
+
+    def options(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def __str__(self) -> str:
+        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != _default(f)]
+        return ":".join([self.name, *(f"{_dashed(f.name)}={_text(getattr(self, f.name))}" for f in changed)])
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any]) -> Self:
+        """Build from option texts (or values of the right type, as they come from TOML).
+
+        Raises UsageError that lists the options there are.
+        """
+        hints = get_type_hints(cls)
+        known = {_dashed(f.name): f.name for f in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in options.items():
+            if _dashed(key) not in known:
+                raise UsageError(
+                    f"pass {cls.name!r} has no option {key!r}{suggest(key, known)}; "
+                    f"it has: {', '.join(known) or 'no options'}"
+                )
+            name = known[_dashed(key)]
+            values[name] = _convert(value, hints[name], f"option {key!r} of pass {cls.name!r}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise UsageError(f"pass {cls.name!r}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """An ordered sequence of passes. Raises UsageError where the order contradicts a pass's `after`."""
+
+    passes: tuple[Pass, ...]
+
+    def __post_init__(self) -> None:
+        names = [p.name for p in self.passes]
+        for position, one in enumerate(self.passes):
+            late = [a for a in one.after if a in names[position + 1 :] and a not in names[:position]]
+            if late:
+                raise UsageError(f"pass {one.name!r} must come after {', '.join(map(repr, late))} in the pipeline")
+
+    @classmethod
+    def parse(cls, spec: str | Iterable[str | Mapping[str, Any] | Pass]) -> Pipeline:
+        """From text ("cleanup,quantize:ranges=mse") or a list of texts, tables with a key `name`, and passes.
+
+        Raises UsageError for unknown passes (all at once), options, and values.
+        """
+        from onnxcomp.registry import load_pass, pass_names
+
+        items = spec.split(",") if isinstance(spec, str) else list(spec)
+        passes: list[Pass] = []
+        parsed: list[tuple[str, Mapping[str, Any]] | Pass] = []
+        for item in items:
+            if isinstance(item, Pass):
+                parsed.append(item)
+            elif isinstance(item, str):
+                if item.strip():
+                    parsed.append(_split(item.strip()))
+            else:
+                rest = dict(item)
+                parsed.append((str(rest.pop("name", "")), rest))
+        unknown = [p[0] for p in parsed if isinstance(p, tuple) and p[0] not in pass_names()]
+        if unknown:
+            raise UsageError(
+                f"unknown pass {', '.join(map(repr, unknown))}{suggest(unknown[0], pass_names())}; "
+                f"`onnxcomp passes` lists them"
+            )
+        for entry in parsed:
+            passes.append(entry if isinstance(entry, Pass) else load_pass(entry[0]).parse(entry[1]))
+        return cls(tuple(passes))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.passes))
+
+    def run(self, model: Model, ctx: Context) -> list[PassRecord]:
+        """Run all passes in order on `model`, in place."""
+        return [run_pass(one, model, ctx) for one in self.passes]
+
+
+def run_pass(one: Pass, model: Model, ctx: Context) -> PassRecord:
+    """Run one pass and leave the model sorted. A failure that is not the user's is reported as the pass's defect."""
+    done, refused, begin = len(ctx.rewrites), len(ctx.refusals), time.perf_counter()
+    try:
+        details = one.run(model, ctx)
+        sort(model)
+    except (OnnxcompError, KeyboardInterrupt, MemoryError):
+        raise
+    except Exception as error:
+        raise OnnxcompError(f"pass {str(one)!r} failed: {type(error).__name__}: {error}") from error
+    return PassRecord(
+        one.name,
+        one.options(),
+        one.effect,
+        len(ctx.rewrites) - done,
+        tuple(ctx.refusals[refused:]),
+        time.perf_counter() - begin,
+        dict(details or {}),
+    )
+
+
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    name, *options = text.split(":")
+    pairs: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        pairs[key] = value if "=" in option else "true"
+    return name, pairs
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _convert(value: Any, kind: Any, what: str) -> Any:
+    """A value for an option of type `kind`; text is parsed, "none" where the type allows None, lists as "a+b"."""
+    origin = get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or value == "none":
+            return None
+        return _convert(value, next(a for a in get_args(kind) if a is not type(None)), what)
+    if origin is Literal:
+        if str(value) not in map(str, get_args(kind)):
+            raise UsageError(f"{what} is {value!r}; it can be {', '.join(map(str, get_args(kind)))}")
+        return next(a for a in get_args(kind) if str(a) == str(value))
+    if origin is tuple:
+        items = [p for p in value.split("+") if p] if isinstance(value, str) else list(value)
+        return tuple(_convert(i, get_args(kind)[0], what) for i in items)
+    if kind is bool:
+        word = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
+        if word is None:
+            raise UsageError(f"{what} is {value!r}; it can be true or false")
+        return word
+    try:
+        return _percent(value) if kind is float else kind(value)
+    except (TypeError, ValueError):
+        raise UsageError(f"{what} is {value!r}; it must be of type {kind.__name__}") from None
+
+
+def _percent(value: Any) -> float:
+    """A number, or a share in percent: "1%" is 0.01."""
+    text = str(value)
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)

@@ -1,0 +1,121 @@
+"""The payload of a constant tensor, left where it is until somebody reads it.
+
+A weight lies in an array, in a TensorProto, or in a byte range of a file. Reading gives a read-only numpy array (for a
+byte range: a memory map, so that a model larger than memory can be worked on weight by weight); nothing is cached.
+Weights are immutable: a pass that changes one makes another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from onnxcomp.external import Reference, element_bytes, map_bytes
+
+__all__ = ["Weight"]
+
+Array = npt.NDArray[Any]
+
+# Element types that ONNX packs below one byte: numpy holds one element per byte, the file several.
+_PACKED = frozenset(
+    getattr(TensorProto, name)
+    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
+    if hasattr(TensorProto, name)
+)
+_CHUNK = 1 << 24
+
+
+class Weight:
+    """An immutable tensor: ONNX element type, shape, and where the elements are."""
+
+    __slots__ = ("_source", "data_type", "shape")
+
+    def __init__(self, data_type: int, shape: tuple[int, ...], source: Array | TensorProto | Reference) -> None:
+        self.data_type = data_type
+        self.shape = shape
+        self._source = source
+
+    @classmethod
+    def from_array(cls, array: Array) -> Weight:
+        """A weight that holds `array` (not copied: do not write to it afterwards)."""
+        array = np.asarray(array)
+        return cls(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array)
+
+    @classmethod
+    def from_proto(cls, proto: TensorProto, reference: Reference | None = None) -> Weight:
+        """A weight of a TensorProto whose payload is inline, or lies at `reference`."""
+        return cls(proto.data_type, tuple(proto.dims), proto if reference is None else reference)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(self.data_type))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        count = 1
+        for dim in self.shape:
+            count *= dim
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the payload as ONNX stores it raw (0 for strings, which are never raw)."""
+        return 0 if self.data_type == TensorProto.STRING else element_bytes(self.data_type, self.shape)
+
+    def load(self) -> Array:
+        """The elements as a read-only array; packed types come one element per byte."""
+        if isinstance(self._source, np.ndarray):
+            view = self._source.view()
+        elif isinstance(self._source, TensorProto):
+            view = numpy_helper.to_array(self._source).view()
+        elif self.data_type in _PACKED:
+            view = numpy_helper.to_array(self.to_proto("")).view()
+        else:
+            view = np.frombuffer(map_bytes(self._source), dtype=self.dtype).reshape(self.shape)
+        view.flags.writeable = False
+        return view
+
+    def to_proto(self, name: str) -> TensorProto:
+        """A TensorProto with the payload inline. An inline source comes back field by field as it was."""
+        if isinstance(self._source, TensorProto):
+            proto = TensorProto()
+            proto.CopyFrom(self._source)
+        elif isinstance(self._source, np.ndarray):
+            proto = numpy_helper.from_array(np.ascontiguousarray(self._source).reshape(self.shape))
+        else:
+            proto = TensorProto(data_type=self.data_type, dims=self.shape, raw_data=bytes(map_bytes(self._source)))
+        if proto.name != name:
+            proto.name = name
+        return proto
+
+    def chunks(self) -> Iterator[bytes | memoryview]:
+        """The payload as ONNX's raw bytes, in pieces of at most 16 MiB."""
+        if isinstance(self._source, Reference):
+            raw: Any = memoryview(map_bytes(self._source))
+        elif isinstance(self._source, np.ndarray) and self.data_type not in _PACKED:
+            raw = memoryview(np.ascontiguousarray(self._source).reshape(-1).view(np.uint8))
+        else:
+            proto = self.to_proto("")
+            raw = proto.raw_data or numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
+        for start in range(0, len(raw), _CHUNK):
+            yield raw[start : start + _CHUNK]
+
+    def digest(self) -> bytes:
+        """SHA-256 over element type, shape and payload: equal digests mean equal tensors."""
+        state = hashlib.sha256(repr((self.data_type, self.shape)).encode())
+        if self.data_type == TensorProto.STRING:
+            state.update(repr(self.load().tolist()).encode())
+        else:
+            for chunk in self.chunks():
+                state.update(chunk)
+        return state.digest()
+
+    def __repr__(self) -> str:
+        return f"Weight({onnx.TensorProto.DataType.Name(self.data_type)}, {list(self.shape)})"

@@ -1,0 +1,292 @@
+"""fuse: fold what follows or precedes a weighted operator into its weight. Same function up to rounding.
+
+Batch normalization at inference is y = s x + t per channel with s = gamma / sqrt(var + epsilon), t = beta - s mean.
+After a weighted operator with output channel c:
+
+    W'[c] = s[c] W[c]        b'[c] = s[c] b[c] + t[c]
+
+and before one, with input channel k (no padding, or t = 0):
+
+    W'[., k] = s[k] W[., k]  b' = b + sum_k W[., k] t[k]
+
+Mul, Div, Add and Sub with a constant per channel are the same with s or t alone. Everything is computed in float64 and
+rounded once. Zero padding moves into the Conv behind it, and MatMul + Add of a matrix becomes Gemm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
+from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.cleanup import remove_dead
+from onnxcomp.passes.linear import Linear, linear, output_rank, per_channel
+from onnxcomp.shapes import Shapes, infer
+
+__all__ = ["Fuse"]
+
+Array = npt.NDArray[Any]
+_ARITHMETIC = ("Mul", "Div", "Add", "Sub")
+_SHARED_LIMIT = 1 << 16  # bytes: a larger weight that others use as well is not copied for the sake of one node
+_MAX_ROUNDS = 16
+
+
+@dataclass(frozen=True)
+class Fuse(Pass):
+    """Fold batch normalization, arithmetic with constants, and padding into weighted operators."""
+
+    name: ClassVar[str] = "fuse"
+    effect: ClassVar[Effect] = "float"
+
+    def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
+        counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0}
+        for _ in range(_MAX_ROUNDS):
+            shapes = infer(model)
+            step = dict.fromkeys(counts, 0)
+            for scope in list(model.graph.scopes()):
+                step["after"] += _fuse_following(model, scope, shapes, ctx)
+                step["before"] += _fuse_preceding(model, scope, shapes, ctx)
+                step["padding"] += _fuse_padding(model, scope, ctx)
+                step["gemm"] += _matmul_to_gemm(model, scope, shapes, ctx)
+            for key, count in step.items():
+                counts[key] += count
+            if not any(step.values()):
+                break
+            sort(model)
+            remove_dead(model, ctx)
+        return {key: count for key, count in counts.items() if count}
+
+
+# --- y = s x + t -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Affine:
+    """A node as y = scale * x + shift per channel; `source` is x."""
+
+    source: Any
+    scale: Array
+    shift: Array
+
+
+def _affine(model: Model, node: Node, rank: int | None, axis: int, channels: int) -> _Affine | str | None:
+    """The node as an affine map of one operand; a reason where it nearly is one; None where it is something else."""
+    if node.domain:
+        return None
+    if node.op == "BatchNormalization":
+        return _batch_norm(model, node, channels)
+    if node.op not in _ARITHMETIC:
+        return None
+    a, b = node.inputs
+    constant, source = (b, a) if isinstance(b, Constant) else (a, b)
+    if not isinstance(constant, Constant) or (node.op == "Div" and constant is a):
+        return None
+    values = per_channel(constant.values, rank, axis, channels)
+    if values is None:
+        return f"the constant operand of {node.label} is not one value per channel"
+    one, zero = np.ones(channels), np.zeros(channels)
+    if node.op == "Mul":
+        return _Affine(source, values, zero)
+    if node.op == "Div":
+        return _Affine(source, 1 / values, zero) if values.all() else "it divides by zero"
+    if node.op == "Add":
+        return _Affine(source, one, values)
+    return _Affine(source, one, -values) if constant is b else _Affine(source, -one, values)
+
+
+def _batch_norm(model: Model, node: Node, channels: int) -> _Affine | str:
+    if node.attrs.get("training_mode", 0) or (model.opset < 7 and not node.attrs.get("is_test", 0)):
+        return f"{node.label} is in training mode"
+    if any(o.name and o.outputs for o in node.outputs[1:]):
+        return f"the statistics of {node.label} are used"
+    if not node.attrs.get("spatial", 1):
+        return f"{node.label} normalizes each position on its own (spatial=0)"
+    if not all(isinstance(t, Constant) for t in node.inputs[1:5]):
+        return f"the parameters of {node.label} are not constant"
+    gamma, beta, mean, var = (t.values.astype(np.float64).reshape(-1) for t in node.inputs[1:5])
+    if any(p.size != channels for p in (gamma, beta, mean, var)):
+        return f"the parameters of {node.label} do not have {channels} channels"
+    scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
+    if not np.isfinite(scale).all():
+        return f"{node.label} has a variance that is not positive"
+    return _Affine(node.inputs[0], scale, beta - scale * mean)
+
+
+# --- weighted operator, then affine ----------------------------------------------------------------------------
+
+
+def _fuse_following(model: Model, scope: Graph, shapes: Shapes, ctx: Context) -> int:
+    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
+    for node in scope.nodes:
+        view = linear(model, node) if node not in gone else None
+        if view is None or len(node.outputs[0].outputs) != 1 or node.outputs[0] in outputs:
+            continue
+        follower = node.outputs[0].outputs[0]
+        rank = output_rank(view, shapes)
+        axis = view.channel_axis(rank) if rank is not None else -1
+        found = _affine(model, follower, rank, axis, view.outputs)
+        if found is None or follower not in home:
+            continue
+        if view.op == "MatMul" and follower.op in ("Add", "Sub"):
+            continue  # that is a bias: it stays behind a MatMul, or makes it a Gemm
+        reason = found if isinstance(found, str) else _keep_following(model, view, found)
+        if isinstance(found, str) or reason is not None:
+            ctx.refuse(node.label, reason or "")
+            continue
+        if any(o in outputs for o in follower.outputs[1:]) or found.source is not node.outputs[0]:
+            continue
+        if ctx.allow(f"{follower.label} into {node.label}"):
+            _apply_following(model, scope, view, follower, found)
+            outputs = set(scope.outputs)
+            gone.add(follower)
+    scope.remove(gone)
+    return len(gone)
+
+
+def _keep_following(model: Model, view: Linear, found: _Affine) -> str | None:
+    """Why the affine map cannot go into this operator, None if it can."""
+    if view.weight.weight.nbytes > _SHARED_LIMIT and len(view.weight.outputs) > 1:
+        return f"its weight {view.weight.name} is shared with another node"
+    if view.op == "MatMul" and found.shift.any():
+        return "a MatMul has no bias"
+    largest = float(np.finfo(view.weight.dtype).max) if view.weight.dtype.kind == "f" else np.inf
+    if np.abs(view.scaled_outputs(found.scale)).max(initial=0) > largest:
+        return "the fused weight overflows its type"
+    return None
+
+
+def _apply_following(model: Model, scope: Graph, view: Linear, follower: Node, found: _Affine) -> None:
+    weight = view.scaled_outputs(found.scale)
+    needs_bias = view.bias is not None or found.shift.any()
+    view.rewrite(model, scope, weight, view.bias_values() * found.scale + found.shift if needs_bias else None)
+    _absorb_output(scope, view.node, follower)
+
+
+def _absorb_output(scope: Graph, node: Node, follower: Node) -> None:
+    """`node` now computes what `follower` did: it takes over its output."""
+    result = follower.outputs[0]
+    follower.outputs[0] = _placeholder(result)
+    node.outputs[0] = result
+
+
+def _placeholder(like: Any) -> Any:
+    return type(like)(f"{like.name}_fused", dtype=like.dtype, shape=like.shape)
+
+
+# --- affine, then weighted operator ----------------------------------------------------------------------------
+
+
+def _fuse_preceding(model: Model, scope: Graph, shapes: Shapes, ctx: Context) -> int:
+    outputs, gone = set(scope.outputs), set()
+    for node in scope.nodes:
+        view = linear(model, node)
+        before = producer(node.inputs[0]) if view is not None else None
+        if view is None or before is None or before in gone or before.op in ("Add", "Sub", "Div", "Mul"):
+            continue
+        if len(before.outputs[0].outputs) != 1 or before.outputs[0] in outputs:
+            continue
+        rank = len(view.weight.shape) if view.op != "MatMul" else shapes[node.inputs[0]].rank
+        axis = (1 - rank if view.op in ("Conv", "ConvTranspose") else -1) if rank is not None else -1
+        found = _affine(model, before, rank, axis, view.inputs)
+        if isinstance(found, str):
+            ctx.refuse(before.label, found)
+        elif found is not None:
+            reason = _keep_preceding(view, found)
+            if reason is not None:
+                ctx.refuse(before.label, reason)
+            elif ctx.allow(f"{before.label} into {node.label}"):
+                bias = view.bias_values() + view.response(found.shift) if found.shift.any() else None
+                if bias is None and view.bias is not None:
+                    bias = view.bias_values()
+                view.rewrite(model, scope, view.scaled_inputs(found.scale), bias)
+                node.inputs[0] = found.source
+                gone.add(before)
+    scope.remove(gone)
+    return len(gone)
+
+
+def _keep_preceding(view: Linear, found: _Affine) -> str | None:
+    if view.weight.weight.nbytes > _SHARED_LIMIT and len(view.weight.outputs) > 1:
+        return f"the weight {view.weight.name} behind it is shared with another node"
+    if not found.shift.any():
+        return None
+    if view.op in ("MatMul", "ConvTranspose"):
+        return f"the {view.op} behind it cannot take up its shift"
+    if view.op == "Conv" and (_pads(view.node) or view.node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")):
+        return "the Conv behind it pads with zeros, which the shift would have moved"
+    return None
+
+
+def _pads(node: Node) -> bool:
+    return any(node.attrs.get("pads", ()))
+
+
+# --- padding, Gemm ---------------------------------------------------------------------------------------------
+
+
+def _fuse_padding(model: Model, scope: Graph, ctx: Context) -> int:
+    """A Pad with zeros at the sides of the picture becomes part of the Conv behind it."""
+    outputs, gone = set(scope.outputs), set()
+    for node in scope.nodes:
+        pad = producer(node.inputs[0]) if node.op == "Conv" and not node.domain else None
+        if pad is None or pad.op != "Pad" or pad.domain or pad.outputs[0] in outputs or len(pad.outputs[0].outputs) != 1:
+            continue
+        amounts = _zero_padding(model, pad)
+        if amounts is None or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            continue
+        rank = len(amounts) // 2
+        old = list(node.attrs.get("pads", [0] * (2 * (rank - 2))))
+        if min(amounts) < 0 or any(amounts[i] for i in (0, 1, rank, rank + 1)) or len(old) != 2 * (rank - 2):
+            continue
+        if ctx.allow(f"{pad.label} into {node.label}"):
+            new = amounts[2:rank] + amounts[rank + 2 :]
+            node.attrs["pads"] = [a + b for a, b in zip(old, new, strict=True)]
+            node.attrs.pop("auto_pad", None)
+            node.inputs[0] = pad.inputs[0]
+            gone.add(pad)
+    scope.remove(gone)
+    return len(gone)
+
+
+def _zero_padding(model: Model, pad: Node) -> list[int] | None:
+    """Amounts of a Pad with constant zeros on all axes, begin of each axis and then the ends; None for other kinds."""
+    if pad.attrs.get("mode", "constant") != "constant" or (len(pad.inputs) > 3 and pad.inputs[3].name):
+        return None
+    if len(pad.inputs) == 1:
+        return list(pad.attrs.get("pads", ())) or None if not pad.attrs.get("value", 0.0) else None
+    if len(pad.inputs) > 2 and pad.inputs[2].name:
+        value = model.value(pad.inputs[2])
+        if value is None or value.any():
+            return None
+    amounts = model.value(pad.inputs[1])
+    return None if amounts is None else [int(v) for v in amounts]
+
+
+def _matmul_to_gemm(model: Model, scope: Graph, shapes: Shapes, ctx: Context) -> int:
+    """MatMul of a matrix with a weight, plus one value per column, is one Gemm."""
+    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
+    for node in scope.nodes:
+        view = linear(model, node) if node.op == "MatMul" else None
+        if view is None or shapes[node.inputs[0]].rank != 2 or node.outputs[0] in outputs:
+            continue
+        follower = node.outputs[0].outputs[0] if len(node.outputs[0].outputs) == 1 else None
+        if follower is None or follower.op != "Add" or follower.domain or follower not in home:
+            continue
+        bias = next((t for t in follower.inputs if isinstance(t, Constant)), None)
+        if bias is None or bias.weight.size != view.outputs or bias.shape[-1:] != (view.outputs,) or len(bias.shape) > 2:
+            continue
+        if bias.dtype == view.weight.dtype and ctx.allow(f"{follower.label} into {node.label}: Gemm"):
+            if len(bias.shape) == 2:
+                bias = model.constant(scope, bias.name, bias.values.reshape(-1))
+            node.op = "Gemm"
+            node.inputs.append(bias)
+            _absorb_output(scope, node, follower)
+            outputs = set(scope.outputs)
+            gone.add(follower)
+    scope.remove(gone)
+    return len(gone)
