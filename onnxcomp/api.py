@@ -1,0 +1,100 @@
+"""`verify` and `benchmark` as the command line has them: paths and data in any form go in."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcomp import bench, io
+from onnxcomp import verify as comparison
+from onnxcomp.calibration.data import open_data
+from onnxcomp.errors import UsageError
+from onnxcomp.options import share
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import export_model
+from onnxcomp.synthesis import usable_inputs
+from onnxcomp.verdict import Verification
+
+__all__ = ["benchmark", "verify"]
+
+
+def verify(
+    original: Any,
+    candidate: Any,
+    data: Any = None,
+    *,
+    preprocess: Any = None,
+    max_drop: Any = 0.01,
+    metric: Any = None,
+    samples: int | None = None,
+    threads: int = 1,
+    provider: str = "cpu",
+    seed: int = 0,
+    progress: Any = None,
+) -> Verification:
+    """Compare two models on `data` (any form of `open_data`), or on inputs made from the graph.
+
+    Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verify.verify`.
+    """
+    for model in (original, candidate):
+        _scan(model)
+    dataset = None
+    if data is not None:
+        session = open_session(original, threads=threads, provider=provider)
+        dataset = open_data(data, session.inputs, preprocess=preprocess, seed=seed)
+    if isinstance(metric, str):
+        from onnxcomp.calibration.sources import load_function
+
+        metric = load_function(metric)
+    return comparison.verify(
+        original,
+        candidate,
+        dataset,
+        max_drop=share(max_drop, "max_drop"),
+        metric=metric,
+        samples=samples,
+        threads=threads,
+        provider=provider,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def benchmark(
+    *models: Any,
+    data: Any = None,
+    preprocess: Any = None,
+    batch: int | None = None,
+    provider: str = "cpu",
+    threads: int = 1,
+    seconds: float = 10.0,
+    seed: int = 0,
+    progress: Any = None,
+) -> bench.Benchmark:
+    """Time models side by side; the first is the baseline. Without `data`, inputs are made from its graph.
+
+    `batch` is the number of samples per run where the model leaves it open, 1 by default.
+    """
+    if not models:
+        raise UsageError("benchmark needs at least one model")
+    for model in models:
+        _scan(model)
+    session = open_session(models[0], threads=threads, provider=provider)
+    if data is not None:
+        dataset = open_data(data, session.inputs, preprocess=preprocess, batch=batch or 1, seed=seed)
+        feeds: Sequence[Any] = [b.feeds for b in itertools.islice(dataset.batches(), 4)]
+    else:
+        proto, _ = export_model(io.load(models[0]))
+        feeds = usable_inputs(session, proto, seed=seed, count=2)
+    return bench.benchmark(
+        list(models), feeds=feeds, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress
+    )
+
+
+def _scan(model: Any) -> None:
+    """Files go through the scan before native code sees them."""
+    if isinstance(model, (str, os.PathLike)):
+        io.load(Path(model))

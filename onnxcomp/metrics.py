@@ -1,0 +1,339 @@
+"""How far a candidate's outputs are from the original's, as streaming statistics.
+
+`measure` turns a batch of one output into an OutputStats; OutputStats add up (`+`) in any order and split, so
+memory does not grow with the number of samples. Sums are float64; maxima and counts are exact whatever the
+split.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.errors import DataError
+
+__all__ = [
+    "Z95", "ClassStats", "ErrorStats", "OutputStats", "Role", "Tolerance",
+    "class_labels", "class_rows", "distributions", "measure", "wilson",
+]  # fmt: skip
+
+Array = npt.NDArray[Any]
+Float = npt.NDArray[np.float64]
+Role = Literal["classes", "predictions", "positions", "values", "discrete"]
+
+Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
+_MAXIMA = frozenset({"max_abs", "max_rel", "excess", "worst"})
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Elements may differ by max(4*noise, atol_rel*rms + rtol*|ref|); rms is that of the sample's output."""
+
+    noise: float = 0.0
+    atol_rel: float = 0.0
+    rtol: float = 0.0
+
+
+@dataclass(frozen=True)
+class ErrorStats:
+    """Element-wise statistics of one output; sums and maxima run over positions where both sides are finite.
+
+    `signal`, `power`, `noise` and `dot` are the sums of ref², cmp², (ref-cmp)² and ref*cmp. `max_rel` is
+    |ref-cmp| / max(|ref|, rms of the sample). `excess` is the largest error as a multiple of its tolerance.
+    `new_nan` and `new_inf` count positions where the original is finite, `lost` those where only the original
+    was not finite or the kinds differ. Signed zeros are equal, and so are two NaN. `worst_sample` is the
+    first sample with the largest error `worst`: `max_abs`, inf where there is a new NaN or infinity, and for
+    integers and strings 1 where an element changed.
+    """
+
+    elements: int = 0
+    unequal: int = 0
+    signal: float = 0.0
+    power: float = 0.0
+    noise: float = 0.0
+    dot: float = 0.0
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    excess: float = 0.0
+    new_nan: int = 0
+    new_inf: int = 0
+    lost: int = 0
+    worst: float = 0.0
+    worst_sample: int = 0
+
+    def __add__(self, other: ErrorStats) -> ErrorStats:
+        if not (self.elements and other.elements):
+            return self if self.elements else other
+        merged = {
+            f.name: (max if f.name in _MAXIMA else sum)((getattr(self, f.name), getattr(other, f.name)))
+            for f in fields(self)
+        }
+        merged["worst_sample"] = min((self, other), key=lambda s: (-s.worst, s.worst_sample)).worst_sample
+        return ErrorStats(**merged)
+
+    @property
+    def noise_ratio(self) -> float:
+        """Noise power over signal power; 0 when equal, inf when only the original is all zeros."""
+        return self.noise / self.signal if self.signal > 0 else (math.inf if self.noise > 0 else 0.0)
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal-to-quantization-noise ratio 10*log10(signal/noise) in dB; inf when there is no noise."""
+        if self.noise == 0:
+            return math.inf
+        return 10 * (math.log10(self.signal) - math.log10(self.noise)) if self.signal > 0 else -math.inf
+
+    @property
+    def cosine(self) -> float:
+        """Cosine of the angle between the two outputs, each seen as one long vector."""
+        length = math.sqrt(self.signal) * math.sqrt(self.power)
+        return self.dot / length if length > 0 else float(self.noise == 0)
+
+    @property
+    def equal(self) -> float:
+        """Share of equal elements."""
+        return 1 - self.unequal / self.elements if self.elements else 1.0
+
+
+@dataclass(frozen=True)
+class ClassStats:
+    """Counts over class decisions: one per sample, or one per position of a sequence or segmentation map.
+
+    `top5` counts decisions where the original's class is among the candidate's five best. `hard_flips` are
+    changed decisions that the original took by more than twice its own noise. `kl` is the sum of
+    KL(original || candidate) in nats. With labels: `original` and `optimized` count right answers, `lost` and
+    `gained` those that changed.
+    """
+
+    classes: int = 0
+    rows: int = 0
+    top1: int = 0
+    top5: int = 0
+    hard_flips: int = 0
+    kl: float = 0.0
+    labelled: int = 0
+    original: int = 0
+    optimized: int = 0
+    lost: int = 0
+    gained: int = 0
+
+    def __add__(self, other: ClassStats) -> ClassStats:
+        sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return ClassStats(**{**sums, "classes": max(self.classes, other.classes)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Shares with their 95 % Wilson intervals."""
+        n, labelled = self.rows, self.labelled
+        out: dict[str, Any] = {"top1_agreement": self.top1 / n, "top1_agreement_ci": wilson(self.top1, n)}
+        if self.classes > 5:
+            out["top5_agreement"] = self.top5 / n
+        if self.classes:
+            out |= {"hard_flips": self.hard_flips, "kl": self.kl / n}
+        if labelled:
+            for name, right in (("original", self.original), ("optimized", self.optimized)):
+                out |= {f"{name}_accuracy": right / labelled, f"{name}_accuracy_ci": wilson(right, labelled)}
+        return out
+
+
+@dataclass(frozen=True)
+class OutputStats:
+    """All that is known of one output; `classes` is set for the roles classes, predictions and positions."""
+
+    role: Role
+    errors: ErrorStats
+    classes: ClassStats | None = None
+
+    def __add__(self, other: OutputStats) -> OutputStats:
+        both = [s.classes for s in (self, other) if s.classes is not None]
+        return OutputStats(self.role, self.errors + other.errors, sum(both[1:], both[0]) if both else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers; an infinite one (the SQNR of equal outputs) is None, as JSON has no infinity."""
+        e = self.errors
+        out: dict[str, Any] = {"role": self.role, "equal": e.equal, "worst_sample": e.worst_sample}
+        if self.role in ("classes", "positions", "values"):
+            numbers = {"max_abs": e.max_abs, "max_rel": e.max_rel, "sqnr_db": e.sqnr_db, "cosine": e.cosine}
+            out |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+            out |= {"new_nan": e.new_nan, "new_inf": e.new_inf}
+        return out | (self.classes.to_json() if self.classes and self.classes.rows else {})
+
+
+def measure(
+    role: Role,
+    ref: Array,
+    cmp: Array,
+    *,
+    count: int,
+    first: int = 0,
+    tolerance: Tolerance | None = None,
+    labels: Array | None = None,
+) -> OutputStats:
+    """Statistics of one output, of equal shape on both sides, for samples first ... first+count-1.
+
+    Axis 0 holds the samples when its size is `count`; otherwise the whole array counts as sample `first`.
+    `labels` are class numbers (for predictions: what the model predicts), one per sample.
+    Raises DataError when a label is not the position of a class.
+    """
+    limit = tolerance or Tolerance()
+    rows = count if ref.ndim and ref.shape[0] == count else 1
+    if role in ("predictions", "discrete"):
+        errors = _discrete_errors(ref, cmp, rows, first)
+    else:
+        errors = _float_errors(ref, cmp, rows, first, limit)
+    known = class_labels(labels, count)
+    if role == "predictions":
+        return OutputStats(role, errors, _decisions(ref.reshape(-1), cmp.reshape(-1), known))
+    if role in ("classes", "positions"):
+        known = known if role == "classes" else None
+        return OutputStats(role, errors, _score_stats(class_rows(ref), class_rows(cmp), known, limit.noise))
+    return OutputStats(role, errors)
+
+
+def class_labels(labels: Array | None, count: int) -> Array | None:
+    """Labels as a vector of `count` class numbers or names; None if they are not one class per sample."""
+    if labels is None or labels.size != count:
+        return None
+    flat = labels.reshape(-1)
+    if flat.dtype.kind == "f":
+        return flat.astype(np.int64) if bool(np.all(flat == np.round(flat))) else None
+    return flat if flat.dtype.kind in "iubOUS" else None
+
+
+def class_rows(array: Array) -> Float:
+    """Class scores as float64 [decisions, classes]: axis 1 holds the classes, the last axis at rank 3.
+
+    [N, C], [N, C, 1] and [N, C, 1, 1] -> [N, C]; [N, T, C] -> [N*T, C]; [N, C, H, W] -> [N*H*W, C].
+    """
+    scores = array.astype(np.float64)
+    if scores.ndim == 3 and scores.shape[2] > 1:
+        return scores.reshape(-1, scores.shape[2])
+    return np.moveaxis(scores, 1, -1).reshape(-1, scores.shape[1])
+
+
+def distributions(rows: Float) -> npt.NDArray[np.bool_]:
+    """Which rows [N, C] are probability distributions: not negative, sum 1 (to 1e-3, what float16 keeps)."""
+    sums: Float = rows.sum(axis=1)
+    return np.logical_and((rows >= 0).all(axis=1), np.abs(sums - 1) < 1e-3)
+
+
+def wilson(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson score interval of a share (E. B. Wilson 1927), 95 % by default; (0, 1) for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the formula gives 0 and 1 only up to rounding.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def _float_errors(ref: Array, cmp: Array, rows: int, first: int, limit: Tolerance) -> ErrorStats:
+    a, b = (x.astype(np.float64).reshape(rows, -1) for x in (ref, cmp))
+    if not a.size:
+        return ErrorStats()
+    with np.errstate(invalid="ignore", over="ignore"):
+        same = (a == b) | (np.isnan(a) & np.isnan(b))
+        finite = np.isfinite(a)
+        both = finite & np.isfinite(b)
+        x, y = np.where(both, a, 0.0), np.where(both, b, 0.0)
+        size, error = np.abs(x), np.abs(x - y)
+        rms = np.sqrt(np.mean(x * x, axis=1, keepdims=True))
+        allowed = np.maximum(4 * limit.noise, limit.atol_rel * rms + limit.rtol * size)
+        per_sample = np.where((finite & ~both).any(axis=1), np.inf, error.max(axis=1))
+        return ErrorStats(
+            elements=a.size,
+            unequal=int(np.count_nonzero(~same)),
+            signal=float((x * x).sum()),
+            power=float((y * y).sum()),
+            noise=float((error * error).sum()),
+            dot=float((x * y).sum()),
+            max_abs=float(error.max()),
+            max_rel=_largest_ratio(error, np.maximum(size, rms)),
+            excess=_largest_ratio(error, allowed),
+            new_nan=int(np.count_nonzero(finite & np.isnan(b))),
+            new_inf=int(np.count_nonzero(finite & np.isinf(b))),
+            lost=int(np.count_nonzero(~finite & ~same)),
+            worst=float(per_sample.max()),
+            worst_sample=first + int(per_sample.argmax()),
+        )
+
+
+def _largest_ratio(error: Float, scale: Float) -> float:
+    unbounded = np.where(error > 0, np.inf, 0.0)
+    return float(np.divide(error, scale, out=unbounded, where=scale > 0).max())
+
+
+def _discrete_errors(ref: Array, cmp: Array, rows: int, first: int) -> ErrorStats:
+    changed = np.asarray(ref != cmp, dtype=bool).reshape(rows, -1)
+    if not changed.size:
+        return ErrorStats()
+    per_sample = changed.any(axis=1)
+    return ErrorStats(
+        elements=changed.size,
+        unequal=int(np.count_nonzero(changed)),
+        worst=float(per_sample.max()),
+        worst_sample=first + int(per_sample.argmax()),
+    )
+
+
+def _decisions(ref: Array, cmp: Array, labels: Array | None) -> ClassStats:
+    agree = int(np.count_nonzero(ref == cmp))
+    if labels is None:
+        return ClassStats(rows=len(ref), top1=agree)
+    before, after = (np.asarray(x == labels, dtype=bool) for x in (ref, cmp))
+    return ClassStats(
+        rows=len(ref),
+        top1=agree,
+        labelled=len(labels),
+        original=int(before.sum()),
+        optimized=int(after.sum()),
+        lost=int((before & ~after).sum()),
+        gained=int((after & ~before).sum()),
+    )
+
+
+def _score_stats(a: Float, b: Float, labels: Array | None, noise: float) -> ClassStats:
+    rows, classes = a.shape
+    if labels is not None:
+        _check_labels(labels, classes)
+    a, b = (np.nan_to_num(x, nan=-np.inf, posinf=np.inf, neginf=-np.inf) for x in (a, b))
+    every, ours, theirs = np.arange(rows), a.argmax(axis=1), b.argmax(axis=1)
+    with np.errstate(invalid="ignore"):
+        hard = (ours != theirs) & (a[every, ours] - a[every, theirs] > 2 * noise)
+    better = np.count_nonzero(b > b[every, ours][:, None], axis=1)
+    scores = ClassStats(
+        classes=classes,
+        top5=int(np.count_nonzero(better < 5)),
+        hard_flips=int(hard.sum()),
+        kl=_kl_divergence(a, b),
+    )
+    return scores + _decisions(ours, theirs, labels)
+
+
+def _check_labels(labels: Array, classes: int) -> None:
+    if labels.dtype.kind not in "iub":
+        raise DataError(
+            f"labels are {labels.dtype}, but the model gives scores: labels have to be class numbers"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise DataError(
+            f"labels reach from {labels.min()} to {labels.max()}, but the model has {classes} classes; "
+            "a label is the position of its class in the output, counted from 0"
+        )
+
+
+def _kl_divergence(a: Float, b: Float) -> float:
+    """Sum over rows of KL(p || q) in nats.
+
+    p and q are the rows themselves where the original's is a distribution, else their softmax; probabilities
+    are floored at 1e-12.
+    """
+    ready = distributions(a)[:, None]
+    with np.errstate(invalid="ignore", over="ignore"):
+        p, q = (np.where(ready, np.maximum(x, 0), np.exp(x - x.max(axis=1, keepdims=True))) for x in (a, b))
+        p, q = (np.maximum(x / x.sum(axis=1, keepdims=True), 1e-12) for x in (p, q))
+        return float(np.nansum(p * np.log(p / q)))

@@ -1,0 +1,173 @@
+"""Which outputs hold class scores, and the one number that says what a candidate lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.errors import DataError
+from onnxcomp.metrics import Z95, OutputStats, Role, class_labels, class_rows, distributions, wilson
+
+__all__ = ["Metric", "Quality", "custom_quality", "is_float", "output_roles", "quality"]
+
+Array = npt.NDArray[Any]
+Metric = Callable[[dict[str, Array], Array | None], float]
+_NOT_CLASSES = (
+    "embed",
+    "feature",
+    "vector",
+    "box",
+    "coord",
+    "landmark",
+    "keypoint",
+    "kps",
+    "pose",
+    "mask",
+    "offset",
+)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What was lost against the original: `drop` is 0 for nothing, larger is worse.
+
+    accuracy: top-1 of both models on the labels, drop = difference. agreement: share of samples whose top-1
+    is the original's, drop = 1 - share. sqnr: drop = noise power / signal power (integers: share of changed
+    elements) of the worst output. custom: the user's metric, drop = difference / max(1, |original|), so that
+    a drop of 0.01 is a point of a share and a hundredth of a PSNR or of a score in percent.
+    `ci` is the 95 % interval of the drop where it is a share of samples; `output` is where it was seen.
+    """
+
+    kind: Literal["accuracy", "agreement", "sqnr", "custom"]
+    original: float | None
+    optimized: float | None
+    drop: float
+    ci: tuple[float, float] | None
+    output: str = ""
+
+
+def is_float(array: Array) -> bool:
+    """True for floats of any width, bfloat16 and float8 of ml_dtypes included."""
+    return array.dtype.kind == "f" or array.dtype.name.startswith(("bfloat", "float"))
+
+
+def output_roles(outputs: Mapping[str, Array], count: int, labels: Array | None = None) -> dict[str, Role]:
+    """What each output of the original is, from its shape and values on `count` samples.
+
+    classes: float [count, C >= 2] or [count, C, 1, ...] that is a distribution (rows >= 0 with sum 1); or is
+      the model's only float output, is not named like coordinates or an embedding and has no unit-length
+      rows; or is the first of this shape while one class label per sample is given.
+    positions: the same test on the vectors of [count, T, C] and [count, C, H, W]; the latter needs C > 4
+      unless they are distributions, as three or four channels are a picture. Reported; the quality is the
+      SQNR.
+    predictions: integers or strings, one per sample. discrete: all other integers, booleans and strings.
+    values: everything else.
+    """
+    floats = {name: value for name, value in outputs.items() if is_float(value)}
+    layouts = {name: _layout(value.shape, count) for name, value in floats.items()}
+    labelled = None
+    if class_labels(labels, count) is not None:
+        labelled = next((name for name, layout in layouts.items() if layout == "classes"), None)
+    roles: dict[str, Role] = {}
+    for name, value in outputs.items():
+        if name not in floats:
+            one_each = value.ndim > 0 and value.shape[0] == value.size == count
+            roles[name] = "predictions" if one_each and value.dtype.kind != "b" else "discrete"
+            continue
+        layout = layouts[name]
+        scores = name == labelled or (layout is not None and _is_scores(name, value, only=len(floats) == 1))
+        roles[name] = layout if scores and layout is not None else "values"
+    return roles
+
+
+def quality(stats: Mapping[str, OutputStats]) -> Quality:
+    """The drop of Quality by labels if there are any, else by class decisions, else by the worst output."""
+    decided = [(n, s.role, s.classes) for n, s in stats.items() if s.classes is not None and s.classes.rows]
+    scores = [(n, c) for n, role, c in decided if role == "classes"]
+    votes = [(n, c) for n, role, c in decided if role == "predictions"]
+    for name, c in scores + votes:
+        if n := c.labelled:
+            ci = _paired_interval(c.lost, c.gained, n)
+            return Quality("accuracy", c.original / n, c.optimized / n, (c.lost - c.gained) / n, ci, name)
+    only_votes = all(s.role in ("predictions", "discrete") for s in stats.values())
+    if heads := scores or (votes if only_votes else []):
+        name, c = min(heads, key=lambda head: head[1].top1 / head[1].rows)
+        low, high = wilson(c.top1, c.rows)
+        share = c.top1 / c.rows
+        return Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
+    drops = {name: _worst_drop(s) for name, s in stats.items()}
+    worst = max(drops, key=lambda name: drops[name], default="")
+    return Quality("sqnr", None, None, drops.get(worst, 0.0), None, worst)
+
+
+def custom_quality(
+    metric: Metric,
+    original: Sequence[Mapping[str, Array]],
+    optimized: Sequence[Mapping[str, Array]],
+    labels: Array | None,
+) -> Quality:
+    """Quality by metric(outputs, labels) -> float, higher is better, on the outputs of all batches in one
+    piece.
+
+    Outputs are concatenated along axis 0, scalars stacked; where shapes change from batch to batch the metric
+    gets an object array with one entry per batch. Raises DataError if it fails or gives no finite number.
+    """
+    values = []
+    for batches in (original, optimized):
+        try:
+            value = float(metric({k: _concatenate([b[k] for b in batches]) for k in batches[0]}, labels))
+        except Exception as error:
+            raise DataError(
+                f"the metric failed on the model's outputs: {type(error).__name__}: {error}"
+            ) from error
+        if not math.isfinite(value):
+            raise DataError(f"the metric gave {value} instead of a finite number")
+        values.append(value)
+    before, after = values
+    return Quality("custom", before, after, (before - after) / max(1.0, abs(before)), None)
+
+
+def _layout(shape: tuple[int, ...], count: int) -> Literal["classes", "positions"] | None:
+    if len(shape) < 2 or shape[0] != count or 0 in shape:
+        return None
+    if all(d == 1 for d in shape[2:]):
+        return "classes" if shape[1] >= 2 else None
+    return "positions" if shape[2 if len(shape) == 3 else 1] >= 2 else None
+
+
+def _is_scores(name: str, value: Array, only: bool) -> bool:
+    rows = class_rows(value)
+    if distributions(rows).all():
+        return True
+    picture = value.ndim >= 4 and value.shape[1] <= 4 and value.size > value.shape[0] * value.shape[1]
+    unit_length = bool((np.abs((rows * rows).sum(axis=1) - 1) < 1e-3).all())
+    return only and not picture and not unit_length and not any(w in name.lower() for w in _NOT_CLASSES)
+
+
+def _paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
+    """95 % interval of (lost - gained) / n over paired samples: adjusted Wald, Agresti and Min 2005."""
+    difference = lost - gained
+    half = Z95 * math.sqrt(lost + gained + 1 - difference**2 / (n + 2)) / (n + 2)
+    return max(-1.0, difference / (n + 2) - half), min(1.0, difference / (n + 2) + half)
+
+
+def _worst_drop(stats: OutputStats) -> float:
+    if stats.role in ("predictions", "discrete"):
+        return stats.errors.unequal / max(1, stats.errors.elements)
+    return stats.errors.noise_ratio
+
+
+def _concatenate(parts: Sequence[Array]) -> Array:
+    if parts[0].ndim and len({p.shape[1:] for p in parts}) == 1:
+        return np.concatenate(parts, axis=0)
+    if len({p.shape for p in parts}) == 1:
+        return np.stack(parts)
+    batches = np.empty(len(parts), dtype=object)
+    for index, part in enumerate(parts):
+        batches[index] = part
+    return batches

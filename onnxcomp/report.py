@@ -1,0 +1,61 @@
+"""The result of `optimize`: numbers for programs, a table for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.manager import PassRecord
+
+if TYPE_CHECKING:
+    from onnxcomp.bench import Benchmark
+    from onnxcomp.verdict import Verification
+
+__all__ = ["SCHEMA_VERSION", "Report"]
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `optimize` did. `original` and `optimized` describe the two files (path, sha256, file_bytes, parameters,
+    nonzero_parameters, macs, nodes); `unmet` names targets that were not reached; `notes` are for the user.
+    """
+
+    original: dict[str, Any]
+    optimized: dict[str, Any]
+    passes: tuple[PassRecord, ...]
+    verification: Verification | None
+    benchmark: Benchmark | None
+    environment: dict[str, Any]
+    options: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    unmet: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def path(self) -> Path:
+        """The file that was written."""
+        return Path(self.optimized["path"])
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 5 if a target was not met."""
+        return 5 if self.unmet else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """The published JSON object (schema_version 1)."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "original": self.original,
+            "optimized": self.optimized,
+            "passes": [p.to_json() for p in self.passes],
+            "verification": None if self.verification is None else self.verification.to_json(),
+            "benchmark": None if self.benchmark is None else self.benchmark.to_json(),
+            "environment": self.environment,
+            "options": self.options,
+            "notes": list(self.notes),
+            "unmet": list(self.unmet),
+            "seconds": self.seconds,
+        }

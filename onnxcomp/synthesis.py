@@ -1,0 +1,338 @@
+"""Inputs made from the graph alone, for models that come without data: seeded, in range, and proven to run.
+
+What a graph says about its inputs: table sizes bound indices, quantizers and normalizations give ranges,
+constants compared with give the values that branches wait for.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.errors import InconclusiveError
+from onnxcomp.runtime import Session, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+__all__ = ["edge_feeds", "synthesize", "usable_inputs"]
+
+Array = npt.NDArray[Any]
+
+_SIZES = (64, 32, 128, 96, 224, 16, 256, 160, 8, 512, 1, 2, 320, 48)
+_TRIES = 20
+_MAX_STEPS = 32  # nodes walked from an input; what is further away says nothing about it
+_MAX_CONSTANT = 65536  # elements; a longer constant is a table, not a set of values
+_BATCH_NAMES = frozenset({"n", "b", "batch", "batch_size", "none"})
+_KEEPS_VALUES = frozenset(
+    [
+        "Cast",
+        "Reshape",
+        "Unsqueeze",
+        "Squeeze",
+        "Identity",
+        "Slice",
+        "Flatten",
+        "Transpose",
+        "Expand",
+        "Pad",
+        "Tile",
+    ]
+)
+# Inputs that are a shape or a count, by operator and position, with a value that works for any data.
+_SHAPE_LIKE = {
+    ("Expand", 1): 1, ("Tile", 1): 1, ("ConstantOfShape", 0): 1, ("TopK", 1): 1, ("Reshape", 1): 0,
+    ("Slice", 1): 0, ("Slice", 2): np.iinfo(np.int32).max, ("Slice", 4): 1, ("Pad", 1): 0,
+}  # fmt: skip
+
+
+@dataclass
+class _Hint:
+    """What the graph says about the values of one input; None where it says nothing."""
+
+    bound: int | None = None  # indices are in [0, bound)
+    values: npt.NDArray[np.float64] | None = None  # constants that the input is compared with
+    low: float | None = None
+    high: float | None = None
+    mean: npt.NDArray[np.float64] | None = None  # per channel (axis 1)
+    std: npt.NDArray[np.float64] | None = None
+    fill: int | None = None
+    words: tuple[str, ...] = ()
+
+
+def synthesize(
+    inputs: Sequence[TensorSpec],
+    proto: onnx.ModelProto | None,
+    *,
+    seed: int,
+    count: int,
+    sizes: Mapping[str, int] | None = None,
+) -> list[dict[str, Array]]:
+    """`count` feeds for a model's inputs; the same arguments give the same bits.
+
+    Float inputs take turns between a normal, a uniform and a sparse distribution, in the range that a
+    directly connected QuantizeLinear, BatchNormalization or ImageScaler tells. `sizes` gives symbolic
+    dimensions by name and unnamed ones as "INPUT:AXIS"; what is missing is 1. Raises InconclusiveError for an
+    input that numpy cannot hold.
+    """
+    hints = _read_hints(proto, [spec.name for spec in inputs]) if proto is not None else {}
+    known = sizes or {}
+    feeds = []
+    for index in range(count):
+        feed = {}
+        for spec in inputs:
+            rng = np.random.default_rng([seed, index, zlib.crc32(spec.name.encode())])
+            shape = tuple(_size(spec, axis, known) for axis in range(len(spec.shape or ())))
+            feed[spec.name] = _values(spec, shape, hints.get(spec.name, _Hint()), index, rng)
+        feeds.append(feed)
+    return feeds
+
+
+def usable_inputs(
+    session: Session, proto: onnx.ModelProto | None, *, seed: int = 0, count: int = 8
+) -> list[dict[str, Array]]:
+    """Feeds that the model runs on: sizes of the open dimensions are tried until it does.
+
+    Batch dimensions (the open ones on axis 0, or named like a batch) are 1, then 2. Raises InconclusiveError
+    with ONNX Runtime's last words when no size works.
+    """
+    last = "it has no inputs that can be filled"
+    for sizes in _candidates(session.inputs):
+        feeds = synthesize(session.inputs, proto, seed=seed, count=1, sizes=sizes)
+        try:
+            session.run(feeds[0])
+        except Exception as error:  # ONNX Runtime's exception types share no base class
+            last = " ".join(str(error).split())[-300:]
+            continue
+        return synthesize(session.inputs, proto, seed=seed, count=count, sizes=sizes)
+    raise InconclusiveError(
+        f"the model ran on none of the inputs that were made up for it, the last time because: {last}; "
+        "give samples of real inputs with --eval or --calib"
+    )
+
+
+def edge_feeds(feeds: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
+    """Unusual versions of one feed, by name: its float inputs all zeros, all ones, ten times as large, and
+    with the first channel (axis 1) constant. Other inputs are kept. Empty if there is no float input.
+    """
+    floats = {name: value for name, value in feeds.items() if value.dtype.kind == "f" and value.size}
+    if not floats:
+        return {}
+    flat = {name: value.copy() for name, value in floats.items()}
+    for value in flat.values():
+        channel = value[:, :1] if value.ndim > 1 else value
+        channel[...] = channel.mean(dtype=np.float64)
+    versions = {
+        "zeros": {name: np.zeros_like(value) for name, value in floats.items()},
+        "ones": {name: np.ones_like(value) for name, value in floats.items()},
+        "large": {
+            name: (value.astype(np.float64) * 10).astype(value.dtype) for name, value in floats.items()
+        },
+        "constant channel": flat,
+    }
+    return {name: {**feeds, **version} for name, version in versions.items()}
+
+
+def _candidates(inputs: Sequence[TensorSpec]) -> Iterator[dict[str, int]]:
+    """Sizes to try: all open dimensions alike, then a batch of two, then each one different."""
+    batch: list[str] = []
+    free: list[str] = []
+    for spec in inputs:
+        for axis, dim in enumerate(spec.shape or ()):
+            if not isinstance(dim, int):
+                for name in _terms(spec, axis):
+                    is_batch = (axis == 0 and len(spec.shape or ()) > 1) or name.lower() in _BATCH_NAMES
+                    (batch if is_batch else free).append(name)
+    batch, free = list(dict.fromkeys(batch)), list(dict.fromkeys(n for n in free if n not in batch))
+    if not free:
+        yield from (dict.fromkeys(batch, size) for size in ((1, 2, 4) if batch else (1,)))
+        return
+    for size in _SIZES:
+        yield {**dict.fromkeys(batch, 1), **dict.fromkeys(free, size)}
+    yield {**dict.fromkeys(batch, 2), **dict.fromkeys(free, _SIZES[0])}
+    for shift in range(_TRIES - len(_SIZES) - 1):
+        varied = {name: _SIZES[(shift + k) % len(_SIZES)] for k, name in enumerate(free)}
+        yield {**dict.fromkeys(batch, 1), **varied}
+
+
+def _terms(spec: TensorSpec, axis: int) -> list[str]:
+    """Names of the sizes that an open dimension is made of: exporters write "past_length + length"."""
+    dim = (spec.shape or ())[axis]
+    if not isinstance(dim, str) or not dim:
+        return [f"{spec.name}:{axis}"]
+    return [term.strip() for term in dim.split("+") if not term.strip().isdigit()]
+
+
+def _size(spec: TensorSpec, axis: int, sizes: Mapping[str, int]) -> int:
+    dim = (spec.shape or ())[axis]
+    if isinstance(dim, int):
+        return dim
+    if isinstance(dim, str) and dim:
+        return sum(int(t) if t.strip().isdigit() else sizes.get(t.strip(), 1) for t in dim.split("+"))
+    return sizes.get(f"{spec.name}:{axis}", 1)
+
+
+def _values(
+    spec: TensorSpec, shape: tuple[int, ...], hint: _Hint, index: int, rng: np.random.Generator
+) -> Array:
+    dtype = spec.dtype
+    if dtype is None:
+        raise InconclusiveError(
+            f"input {spec.name!r} is a {spec.kind}, for which no values can be made up; "
+            "give samples of real inputs with --eval or --calib"
+        )
+    if dtype.kind == "f":
+        return _floats(shape, hint, index, rng).astype(dtype)
+    if dtype.kind == "O":
+        return rng.choice(np.array(hint.words or ("text",), dtype=object), size=shape).reshape(shape)
+    if dtype.kind == "b":
+        return rng.random(shape) < 0.5
+    return _integers(spec.name, dtype, shape, hint, rng).astype(dtype)
+
+
+def _floats(
+    shape: tuple[int, ...], hint: _Hint, index: int, rng: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    normal, uniform = rng.standard_normal(shape), rng.random(shape)
+    sparse = np.where(rng.random(shape) < 0.1, normal, 0.0)
+    if hint.mean is not None and hint.std is not None and len(shape) > 1 and shape[1] == len(hint.mean):
+        per_channel = (1, -1) + (1,) * (len(shape) - 2)
+        return hint.mean.reshape(per_channel) + hint.std.reshape(per_channel) * (normal, sparse)[index % 2]
+    if hint.low is not None and hint.high is not None:
+        centre, width = (hint.low + hint.high) / 2, hint.high - hint.low
+        spread = np.clip(centre + normal * width / 6, hint.low, hint.high)
+        return np.asarray((spread, hint.low + width * uniform)[index % 2])
+    return np.asarray((normal, uniform, sparse)[index % 3])
+
+
+def _integers(
+    name: str, dtype: np.dtype[Any], shape: tuple[int, ...], hint: _Hint, rng: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    if hint.fill is not None:
+        return np.full(shape, hint.fill, dtype=np.int64)
+    if hint.bound is not None:
+        top = min(hint.bound, int(np.iinfo(dtype).max) + 1)
+        return rng.integers(0, max(1, top), size=shape, dtype=np.int64)
+    if "mask" in name.lower():
+        # Masks are ones up to a length: a row of zeros alone makes NaN in most attention layers.
+        length = shape[-1] if shape else 1
+        ones = np.arange(length) < rng.integers(max(1, length // 2), length + 1)
+        return np.broadcast_to(ones if shape else ones[0], shape).astype(np.int64)
+    if hint.values is not None and hint.values.size:
+        values = hint.values.astype(np.int64)
+        several = values.size > 1 or not shape  # a lone scalar is compared to take a branch
+        return rng.choice(values if several else np.append(values, [0, 1]), size=shape)
+    if dtype == np.uint8:
+        return rng.integers(0, 256, size=shape, dtype=np.int64)
+    return np.asarray(rng.integers(0, 2, size=shape) if shape else 1, dtype=np.int64)
+
+
+def _read_hints(proto: onnx.ModelProto, names: Sequence[str]) -> dict[str, _Hint]:
+    graph = _GraphView(proto)
+    return {name: graph.hint(name) for name in names}
+
+
+class _GraphView:
+    """Consumers and constants of a model by tensor name, subgraphs included."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.tensors: dict[str, onnx.TensorProto] = {}
+        self.producers: dict[str, onnx.NodeProto] = {}
+        self.consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
+        pending = [proto.graph]
+        while pending:
+            graph = pending.pop()
+            self.tensors.update((tensor.name, tensor) for tensor in graph.initializer)
+            for node in graph.node:
+                self.producers.update((name, node) for name in node.output)
+                for position, name in enumerate(node.input):
+                    self.consumers[name].append((node, position))
+                for attribute in node.attribute:
+                    pending += [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+                    if node.op_type == "Constant" and attribute.name == "value":
+                        self.tensors[node.output[0]] = attribute.t
+
+    def hint(self, name: str) -> _Hint:
+        """Walk forward from an input over operators that keep its values, and read what they lead to."""
+        hint, seen, pending = _Hint(), {name}, [name]
+        while pending and len(seen) < _MAX_STEPS:
+            for node, position in self.consumers.get(pending.pop(0), []):
+                self._read(node, position, hint)
+                if node.op_type in _KEEPS_VALUES and position == 0 and node.output[0] not in seen:
+                    seen.add(node.output[0])
+                    pending.append(node.output[0])
+        return hint
+
+    def _read(self, node: onnx.NodeProto, position: int, hint: _Hint) -> None:
+        attributes = {a.name: a for a in node.attribute}
+        if node.op_type == "Gather" and position == 1:
+            dims = self._dims(node.input[0])
+            axis = attributes["axis"].i if "axis" in attributes else 0
+            if dims and -len(dims) <= axis < len(dims):
+                hint.bound = min(hint.bound or dims[axis], dims[axis])
+        elif node.op_type == "OneHot" and position == 0:
+            depth = self._constant(node.input[1])
+            hint.bound = int(depth.flat[0]) if depth is not None and depth.size else hint.bound
+        elif node.op_type == "Equal":
+            compared = self._constant(node.input[1 - position])
+            if compared is not None:
+                before = hint.values if hint.values is not None else np.empty(0)
+                hint.values = np.unique(np.append(before, compared))
+        elif node.op_type == "QuantizeLinear" and position == 0:
+            self._read_quantizer(node, hint)
+        elif node.op_type == "BatchNormalization" and position == 0:
+            mean, variance = self._constant(node.input[3]), self._constant(node.input[4])
+            if mean is not None and variance is not None:
+                hint.mean, hint.std = mean, np.sqrt(np.maximum(variance, 0))
+        elif node.op_type == "ImageScaler":
+            hint.low, hint.high = 0.0, 255.0
+        elif (node.op_type, position) in _SHAPE_LIKE:
+            hint.fill = _SHAPE_LIKE[node.op_type, position]
+        words = [
+            w.decode()
+            for k in ("keys_strings", "cats_strings")
+            if k in attributes
+            for w in attributes[k].strings
+        ]
+        hint.words += tuple(words)
+
+    def _read_quantizer(self, node: onnx.NodeProto, hint: _Hint) -> None:
+        scale = self._constant(node.input[1])
+        zero_name = node.input[2] if len(node.input) > 2 else ""
+        zero = self._constant(zero_name)
+        if scale is None or scale.size != 1 or (zero_name and zero is None):
+            return
+        signed = bool(zero_name) and self.tensors[zero_name].data_type == 3  # TensorProto.INT8
+        origin = float(zero.flat[0]) if zero is not None else 0.0
+        lowest = -128.0 if signed else 0.0
+        hint.low = float(scale.flat[0]) * (lowest - origin)
+        hint.high = float(scale.flat[0]) * (lowest + 255.0 - origin)
+
+    def _dims(self, name: str) -> tuple[int, ...]:
+        """Shape of a stored table, also behind the operators that decode one."""
+        while name not in self.tensors:
+            producer = self.producers.get(name)
+            if producer is None or producer.op_type not in ("DequantizeLinear", "Cast", "Identity"):
+                return ()
+            name = producer.input[0]
+        return tuple(self.tensors[name].dims)
+
+    def _constant(self, name: str) -> npt.NDArray[np.float64] | None:
+        from onnx import TensorProto, numpy_helper
+
+        tensor = self.tensors.get(name)
+        if (
+            tensor is None
+            or tensor.data_location == TensorProto.EXTERNAL
+            or tensor.data_type == TensorProto.STRING
+        ):
+            return None
+        if np.prod(tensor.dims, dtype=np.float64) > _MAX_CONSTANT:
+            return None
+        return numpy_helper.to_array(tensor).astype(np.float64)
