@@ -21,7 +21,7 @@ from onnxcomp.graph import Model
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model, inline
 
-__all__ = ["collect", "expose", "observe"]
+__all__ = ["collect", "expose", "observe", "require_finite"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -100,13 +100,18 @@ def collect(
             found[name].add(value, requests[name], histogram=histogram)
 
     observe(model, data, list(requests), take, samples=samples, threads=threads, memory=memory, progress=progress)
+    require_finite(found, data)
+    return found
+
+
+def require_finite(found: Mapping[str, TensorStatistics], data: Dataset) -> None:
+    """Raise DataError where an activation was not finite: no range can be chosen then."""
     for name, statistics in found.items():
         if statistics.count and not (np.isfinite(statistics.minimum) and np.isfinite(statistics.maximum)):
             raise DataError(
                 f"the activation {name!r} is not finite on the calibration data {data.source} "
                 f"({statistics.minimum} to {statistics.maximum}); check the preprocessing"
             )
-    return found
 
 
 def _groups(session: Session, feeds: Mapping[str, Array], names: list[str], memory: int) -> list[list[str]]:

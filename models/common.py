@@ -1,8 +1,8 @@
 """What the training scripts share: data, splits, preprocessing, saving, measuring, and the manifest.
 
 A script `train_NAME.py` trains one model and calls `publish`, which writes `NAME.onnx`, the sample data
-`data/NAME.calib.npz` and `data/NAME.eval.npz`, and the entry of the model in `manifest.toml`. Every number of the
-manifest is measured with ONNX Runtime on the file as written.
+`data/NAME.calib.npz` and `data/NAME.eval.npz`, and the entry of the model in `manifest.toml`. Every number of
+the manifest is measured with ONNX Runtime on the file as written.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ FOLDER = Path(__file__).resolve().parent
 SEED = 20240
 MAX_IR_VERSION = 10
 
-# Preprocessing of pixels in 0..255: (pixel * SCALE - MEAN) / STD. All values are sums of powers of two, so the result
-# is exact in float32 and the same in whatever order a reader computes it.
+# Preprocessing of pixels in 0..255: (pixel * SCALE - MEAN) / STD. All are sums of powers of two, so the
+# result is exact in float32 and the same in whatever order a reader computes it.
 SCALE, MEAN, STD = 1 / 256, 0.3125, 0.25
 
 DIGITS_SOURCE = (
-    "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning Repository, "
-    "doi 10.24432/C50P49; the 1,797 images that ship with scikit-learn (load_digits)"
+    "Optical Recognition of Handwritten Digits, E. Alpaydin and C. Kaynak, 1998, UCI Machine Learning "
+    "Repository, doi 10.24432/C50P49; the 1,797 images that ship with scikit-learn (load_digits)"
 )
 CANCER_SOURCE = (
-    "Breast Cancer Wisconsin (Diagnostic), W. Wolberg, O. Mangasarian, N. Street and W. Street, 1993, UCI Machine "
-    "Learning Repository, doi 10.24432/C5DW2B; as shipped with scikit-learn (load_breast_cancer)"
+    "Breast Cancer Wisconsin (Diagnostic), W. Wolberg, O. Mangasarian, N. Street and W. Street, 1993, UCI "
+    "Machine Learning Repository, doi 10.24432/C5DW2B; as shipped with scikit-learn (load_breast_cancer)"
 )
 
 
@@ -62,7 +62,7 @@ class Description:
 
 
 def split_rows(labels: Array, *, calib: int, evaluation: int) -> Split:
-    """Split the rows at random, with the same class shares in each part; `calib` and `evaluation` are row counts."""
+    """Split at random into `calib`, `evaluation` and remaining rows, with equal class shares in each part."""
     from sklearn.model_selection import train_test_split
 
     rest, held_out = train_test_split(
@@ -90,7 +90,7 @@ def load_digit_images(size: int) -> tuple[Array, Array, Split]:
 
 
 def preprocess(pixels: Array) -> Array:
-    """Pixels in 0..255 of any shape to float32 model input of the same shape: (pixel * SCALE - MEAN) / STD."""
+    """Pixels in 0..255 of any shape to float32 model input of that shape: (pixel * SCALE - MEAN) / STD."""
     return ((pixels.astype(np.float32) * np.float32(SCALE)) - np.float32(MEAN)) / np.float32(STD)
 
 
@@ -111,9 +111,9 @@ def publish(
 ) -> str:
     """Save the model and its data, measure it, update the manifest, and return the measured line.
 
-    `calib` and `evaluation` hold one array per model input, samples on the first axis. A classifier has `labels`
-    (int64, one per sample), a model with dense output has `target` (shape of the output `about.scores`, peak value
-    255 * SCALE / STD), which goes into `data/NAME.target.npz`.
+    `calib` and `evaluation` hold one array per model input, samples on the first axis. A classifier has
+    `labels` (int64, one per sample), a model with dense output has `target` (shape of the output
+    `about.scores`, peak value 255 * SCALE / STD), which goes into `data/NAME.target.npz`.
     """
     path = FOLDER / f"{about.name}.onnx"
     data = FOLDER / "data"
@@ -144,7 +144,7 @@ def accuracy(scores: Array, labels: Array) -> float:
 
 
 def psnr(output: Array, target: Array) -> float:
-    """Peak signal-to-noise ratio in dB, 10 * log10(peak**2 / mean squared error), peak = 255 * SCALE / STD."""
+    """Peak signal-to-noise ratio in dB: 10 * log10(peak² / mean squared error), peak = 255 * SCALE / STD."""
     error = np.mean(np.square(output.astype(np.float64) - target.astype(np.float64)))
     return float(10.0 * np.log10((255 * SCALE / STD) ** 2 / error))
 
@@ -211,5 +211,6 @@ def _update_manifest(entry: Mapping[str, str | int | float]) -> None:
 
 
 def _toml(value: str | int | float) -> str:
-    # A TOML basic string and Python's double-quoted form agree for the printable ASCII that entries hold.
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"' if isinstance(value, str) else repr(value)
+    if not isinstance(value, str):
+        return repr(value)
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

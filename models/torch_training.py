@@ -23,9 +23,10 @@ def seed_everything() -> None:
 
 
 def fit(model: nn.Module, draw: Draw, loss: Loss, *, steps: int, rate: float, decay: float = 0.01) -> None:
-    """Minimize loss(model(x), y) over `steps` mini-batches (x, y) = draw(generator); leaves the model in eval mode.
+    """Minimize loss(model(x), y) over `steps` mini-batches (x, y) = draw(generator).
 
-    AdamW under a one-cycle schedule (Smith and Topin, 2017) with peak learning rate `rate`.
+    AdamW under a one-cycle schedule (Smith and Topin, 2017) with peak learning rate `rate`; leaves the model
+    in eval mode.
     """
     generator = torch.Generator().manual_seed(SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
@@ -44,8 +45,8 @@ def fit(model: nn.Module, draw: Draw, loss: Loss, *, steps: int, rate: float, de
 def digit_batches(pixels: Array, labels: Array, *, batch: int = 64, noise: float = 0.08) -> Draw:
     """Batches of augmented images, float32 (batch, 1, size, size), and labels, int64 (batch,).
 
-    `pixels` is uint8 (N, size, size). Each image is turned, moved and scaled a little, and gets Gaussian noise of
-    `noise` times the grey range.
+    `pixels` is uint8 (N, size, size). Each image is turned, moved and scaled a little, and gets Gaussian
+    noise of `noise` times the grey range.
     """
     images = torch.from_numpy(pixels).to(torch.float32).unsqueeze(1) / 255
     classes = torch.from_numpy(labels)
@@ -60,7 +61,7 @@ def digit_batches(pixels: Array, labels: Array, *, batch: int = 64, noise: float
 
 
 def jitter(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Turn by up to 12 degrees, move by up to 10 % of the width, scale by up to 10 %; (N, 1, H, W) both ways."""
+    """Turn by up to 12 degrees, move by up to 10 % of the width, scale by up to 10 %; keeps (N, 1, H, W)."""
     uniform = torch.rand((4, len(images)), generator=generator) * 2 - 1
     angle, scale, shift = uniform[0] * 0.21, 1 + 0.1 * uniform[1], 0.2 * uniform[2:]
     cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
@@ -74,8 +75,10 @@ def normalize(images: Tensor) -> Tensor:
     return (images * (255 * SCALE) - MEAN) / STD
 
 
-def export_traced(model: nn.Module, example: Tensor, names: tuple[str, str], *, opset: int = 17) -> onnx.ModelProto:
-    """The TorchScript exporter, dynamic batch axis, with BatchNormalization kept as nodes and nothing folded."""
+def export_traced(
+    model: nn.Module, example: Tensor, names: tuple[str, str], *, opset: int = 17
+) -> onnx.ModelProto:
+    """The TorchScript exporter: dynamic batch axis, BatchNormalization kept, nothing folded."""
     buffer = io.BytesIO()
     torch.onnx.export(
         model.eval(),
@@ -92,8 +95,10 @@ def export_traced(model: nn.Module, example: Tensor, names: tuple[str, str], *, 
     return onnx.load_from_string(buffer.getvalue())
 
 
-def export_dynamo(model: nn.Module, example: Tensor, names: tuple[str, str], *, opset: int = 18) -> onnx.ModelProto:
-    """The torch.export based exporter, dynamic batch axis. The argument of `forward` has to be called names[0]."""
+def export_dynamo(
+    model: nn.Module, example: Tensor, names: tuple[str, str], *, opset: int = 18
+) -> onnx.ModelProto:
+    """The torch.export based exporter: dynamic batch axis; names[0] is the argument of `forward`."""
     program = torch.onnx.export(
         model.eval(),
         (example,),

@@ -1,4 +1,4 @@
-"""A U-Net that takes noise off 16x16 digits: dense output, skips by Concat, ConvTranspose and DepthToSpace upwards."""
+"""A U-Net that takes noise off 16x16 digits: dense output, Concat skips, ConvTranspose and DepthToSpace."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def main() -> None:
     pixels, labels, split = load_digit_images(SIZE)
     model = RowReader()
     draw = digit_batches(pixels[split.train], labels[split.train])
-    images_to_rows = nn.Flatten(1, 2)
-    fit(nn.Sequential(images_to_rows, model), draw, nn.CrossEntropyLoss(label_smoothing=0.05), steps=2000, rate=4e-3)
+    on_images = nn.Sequential(nn.Flatten(1, 2), model)
+    fit(on_images, draw, nn.CrossEntropyLoss(label_smoothing=0.05), steps=2000, rate=4e-3)
     rows = preprocess(pixels)
     about = Description(
         name="digits_gru",

@@ -25,7 +25,7 @@ def normed(x: keras.KerasTensor, *, clip: bool = True) -> keras.KerasTensor:
 
 
 def inverted_residual(x: keras.KerasTensor, channels: int, stride: int) -> keras.KerasTensor:
-    """Widen four times, depthwise 3x3, narrow without activation, add where the shape stays (Sandler et al., 2018)."""
+    """Widen, depthwise 3x3, narrow without activation, add where the shape stays (Sandler et al., 2018)."""
     before = x.shape[-1]
     y = normed(layers.Conv2D(4 * before, 1, use_bias=False)(x))
     y = normed(layers.DepthwiseConv2D(3, strides=stride, padding="same", use_bias=False)(y))
@@ -45,7 +45,7 @@ def network() -> keras.Model:
 
 
 def augmentation() -> keras.Sequential:
-    """Turn by up to 12 degrees, move and scale by up to 10 %, add noise; the background is common.preprocess(0)."""
+    """Turn by up to 12 degrees, move and scale by up to 10 %, fill with preprocess(0), add noise."""
     background = float(preprocess(np.zeros(1))[0])
     fill = {"fill_mode": "constant", "fill_value": background, "seed": SEED}
     return keras.Sequential(

@@ -1,4 +1,4 @@
-"""A residual CNN for digits at 32x32, exported with its BatchNormalization nodes; also writes data/digits_png."""
+"""A residual CNN for digits at 32x32, exported with BatchNormalization nodes; also writes data/digits_png."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PNG_PER_CLASS = 6
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 projection where the shape changes (He et al., 2015)."""
+    """Two 3x3 convolutions beside a shortcut, a 1x1 projection where the shape changes (He et al., 2015)."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
@@ -45,9 +45,10 @@ class Block(nn.Module):
 
 
 def resnet(widths: tuple[int, int, int] = (24, 48, 96)) -> nn.Sequential:
-    """Stem, three stages of two blocks (the second and third with stride 2), global average pool, linear layer."""
-    layers: list[nn.Module] = [nn.Conv2d(1, widths[0], 3, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
+    """Stem, three stages of two blocks (stride 2 from the second on), global average pool, linear layer."""
     before = widths[0]
+    stem = nn.Conv2d(1, before, 3, padding=1, bias=False)
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(before), nn.ReLU()]
     for stage, width in enumerate(widths):
         layers += [Block(before, width, 1 if stage == 0 else 2), Block(width, width, 1)]
         before = width
@@ -55,7 +56,7 @@ def resnet(widths: tuple[int, int, int] = (24, 48, 96)) -> nn.Sequential:
 
 
 def write_png_folder(pixels: Array, labels: Array, rows: Array) -> None:
-    """Some held-out digits as data/digits_png/CLASS/ROW.png, with the preprocessing that makes model input of them."""
+    """Some held-out digits as data/digits_png/CLASS/ROW.png, and the preprocessing to model input."""
     from PIL import Image
 
     folder = FOLDER / "data" / "digits_png"
@@ -65,7 +66,7 @@ def write_png_folder(pixels: Array, labels: Array, rows: Array) -> None:
         for row in rows[labels[rows] == digit][:PNG_PER_CLASS]:
             Image.fromarray(pixels[row]).save(folder / str(digit) / f"{row:04}.png", optimize=True)
     lines = [
-        "# Images of digits_png to the input of digits_resnet: (pixel * scale - mean) / std, exact in float32.",
+        "# digits_png to the input of digits_resnet: (pixel * scale - mean) / std, exact in float32.",
         f"size = [{SIZE}, {SIZE}]",
         f"crop = [{SIZE}, {SIZE}]",
         'layout = "NCHW"',

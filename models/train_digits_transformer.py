@@ -1,4 +1,4 @@
-"""A small vision transformer for digits at 16x16: 64 patches of 2x2 and a class token, exported through torch.export."""
+"""A small vision transformer for digits at 16x16, 64 patches and a class token, by torch.export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE, PATCH = 16, 2
 
 
 class Encoder(nn.Module):
-    """Pre-norm encoder layer: x + attention(norm(x)), then x + mlp(norm(x)) with GELU; (N, tokens, width) both ways."""
+    """Pre-norm encoder: x + attention(norm(x)), then x + mlp(norm(x)) with GELU; keeps (N, tokens, width)."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -26,8 +26,9 @@ class Encoder(nn.Module):
 
     def attention(self, x: Tensor) -> Tensor:
         samples, tokens, width = x.shape
-        split = self.qkv(x).reshape(samples, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(split[0], split[1], split[2])
+        split = self.qkv(x).reshape(samples, tokens, 3, self.heads, width // self.heads)
+        qkv = split.permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         return self.projection(mixed.transpose(1, 2).reshape(samples, tokens, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,11 +37,12 @@ class Encoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Patch embedding, class token, learned positions, encoders, and a linear layer on the class token."""
+    """Convolutions to patches, class token, learned positions, encoders, linear layer on the class token."""
 
     def __init__(self, width: int = 64, heads: int = 4, hidden: int = 256, layers: int = 3) -> None:
         super().__init__()
-        self.embedding = nn.Conv2d(1, width, PATCH, PATCH)
+        stem = nn.Conv2d(1, width // 2, 3, padding=1)
+        self.embedding = nn.Sequential(stem, nn.GELU(), nn.Conv2d(width // 2, width, PATCH, PATCH))
         self.token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(0.02 * torch.randn(1, (SIZE // PATCH) ** 2 + 1, width))
         self.encoders = nn.Sequential(*(Encoder(width, heads, hidden) for _ in range(layers)))
@@ -58,7 +60,7 @@ def main() -> None:
     pixels, labels, split = load_digit_images(SIZE)
     model = Transformer()
     draw = digit_batches(pixels[split.train], labels[split.train])
-    fit(model, draw, nn.CrossEntropyLoss(label_smoothing=0.05), steps=700, rate=2e-3, decay=0.05)
+    fit(model, draw, nn.CrossEntropyLoss(label_smoothing=0.05), steps=900, rate=2e-3, decay=0.05)
     images = preprocess(pixels)[:, np.newaxis]
     about = Description(
         name="digits_transformer",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxcomp import bench, io
-from onnxcomp import verify as comparison
+from onnxcomp import verification as comparison
 from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.options import share
@@ -37,7 +37,7 @@ def verify(
 ) -> Verification:
     """Compare two models on `data` (any form of `open_data`), or on inputs made from the graph.
 
-    Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verify.verify`.
+    Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verification.verify`.
     """
     for model in (original, candidate):
         _scan(model)

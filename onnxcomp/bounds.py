@@ -10,11 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from onnx import AttributeProto, GraphProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import (
+    AttributeProto,
+    GraphProto,
+    NodeProto,
+    SparseTensorProto,
+    TensorProto,
+    ValueInfoProto,
+    numpy_helper,
+)
 
 from onnxcomp.errors import ModelError
+from onnxcomp.limits import Limits
 from onnxcomp.tensors import ELEMENT_BITS, element_bytes
-from onnxcomp.wire import Limits
 
 __all__ = ["RULES", "Scope", "check_loop", "check_size", "check_sparse", "label"]
 
@@ -43,6 +51,14 @@ class Scope:
                 tensor = attribute.type == AttributeProto.TENSOR
                 inner.constants[node.output[0]] = attribute.t if tensor else _plain(attribute)
         return inner
+
+    def declare(self, inputs: Iterable[ValueInfoProto]) -> None:
+        """Note the number of elements of graph inputs; a dimension that is not fixed counts as 1."""
+        for value in inputs:
+            elements = 1
+            for dimension in value.type.tensor_type.shape.dim:
+                elements = min(elements * max(1, dimension.dim_value), 1 << 63)
+            self.sizes[value.name] = elements
 
     def numbers(self, name: str) -> list[Number] | None:
         """The elements of a small numeric constant, None if the value is not one."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
+import onnx.inliner
 
 from onnxcomp.errors import DataError, ModelError
 from onnxcomp.graph import Constant, Model, Node
@@ -19,7 +19,7 @@ from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.shapes import Shapes, infer
 
-__all__ = ["Dims", "bind", "concrete_shapes", "concrete_types", "expand_functions"]
+__all__ = ["Dims", "bind", "concrete_shapes", "concrete_types", "expand_functions", "open_dimensions"]
 
 Dims = tuple[int, ...]
 _BATCH_NAMES = frozenset({"n", "b", "none"})
@@ -31,14 +31,16 @@ def concrete_types(
 ) -> Shapes:
     """Infer types with the open dimensions of the inputs replaced by sizes, and batch dimensions by 1.
 
-    Local functions are expanded for it, so that their results have a shape. `sizes` and `known` as in `onnxcomp.macs.count_macs`.
+    Local functions are expanded for it, so that their results have a shape. `sizes` and `known` are those of
+    `onnxcomp.macs.count_macs`; an open dimension without a name is "INPUT:AXIS" in `sizes`.
+
+    Raises ModelError for functions that cannot be expanded.
     """
     bound = bind(model, sizes or {}, known or {})
     copy = expand_functions(model)
     for tensor in copy.graph.inputs:
         if tensor.shape is not None:
-            dims = enumerate(tensor.shape)
-            tensor.shape = [_dim(d, bound, tensor.name, axis, len(tensor.shape)) for axis, d in dims]
+            tensor.shape = _bound_shape(tensor, bound)
         if known and tensor.name in known:
             tensor.shape = list(known[tensor.name])
     for tensor in copy.graph.outputs:
@@ -49,10 +51,10 @@ def concrete_types(
 
 
 def concrete_shapes(model: Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Dims]:
-    """Shapes of all values in one run, by value name, from ONNX Runtime's own profile (nothing is kept in memory).
+    """Shapes of all values in one run, by value name, from ONNX Runtime's own profile: no value is kept.
 
-    The model runs once, unoptimized, on the CPU. Values in branches and loops that ran are included; a name with
-    several shapes, in two scopes or two iterations, is left out. `feeds` is one sample for all inputs.
+    The model runs once, unoptimized, on the CPU. Values in branches and loops that ran are included; a name
+    with several shapes, in two scopes or two iterations, is left out. `feeds` is one sample for all inputs.
 
     Raises DataError if the model does not run on `feeds`, ModelError if ONNX Runtime does not take the model,
     ResourceError if it has more than 2 GB.
@@ -69,7 +71,7 @@ def concrete_shapes(model: Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict
             session.run(feeds)
         except Exception as error:  # ONNX Runtime's exception types share no base class
             text = " ".join(str(error).split())[:300]
-            raise DataError(f"the model does not run on the sample that its shapes were asked for: {text}") from error
+            raise DataError(f"the model does not run on the sample given for its shapes: {text}") from error
         finally:
             profile = session.native.end_profiling()
         events = json.loads(Path(profile).read_text(encoding="utf-8"))
@@ -104,12 +106,29 @@ def bind(model: Model, sizes: Mapping[str, int], known: Mapping[str, Dims]) -> d
     return {**bound, **sizes}
 
 
-def _dim(dim: int | str | None, bound: Mapping[str, int], name: str, axis: int, rank: int) -> int | str | None:
-    if isinstance(dim, int):
-        return dim
-    if dim is None:
-        return bound.get(f"{name}:{axis}", 1 if _is_batch("", axis, rank) else None)
-    return bound.get(dim, dim)
+def open_dimensions(model: Model, sizes: Mapping[str, int] | None = None) -> list[str]:
+    """Open dimensions of the inputs besides batches, as `sizes` calls them."""
+    bound = bind(model, sizes or {}, {})
+    return list(
+        dict.fromkeys(
+            f"{tensor.name}:{axis}" if dim is None else str(dim)
+            for tensor in model.graph.inputs
+            for axis, dim in enumerate(_bound_shape(tensor, bound))
+            if not isinstance(dim, int)
+        )
+    )
+
+
+def _bound_shape(tensor: Any, bound: Mapping[str, int]) -> list[int | str | None]:
+    shape = tensor.shape or ()
+    rank = len(shape)
+    dims: list[int | str | None] = []
+    for axis, dim in enumerate(shape):
+        if dim is None:
+            dims.append(bound.get(f"{tensor.name}:{axis}", 1 if _is_batch("", axis, rank) else None))
+        else:
+            dims.append(dim if isinstance(dim, int) else bound.get(dim, dim))
+    return dims
 
 
 def _is_batch(name: str, axis: int, rank: int) -> bool:

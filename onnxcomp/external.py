@@ -74,10 +74,10 @@ def resolve(
                 f"its type and shape {list(tensor.dims)} need {size} bytes, but its length is {length}"
             )
         if location == SELF:
-            path, remark = model_file.resolve(), None
+            path, remark = Path(os.path.realpath(model_file)), None
         else:
             path, remark = _find(location, folder.resolve(), model_file, allow_symlinks)
-        available = path.stat().st_size
+        available = os.stat(path).st_size
         if offset + length > available:
             raise ModelError(
                 f"bytes {offset} to {offset + length} lie outside of the file of {available} bytes"

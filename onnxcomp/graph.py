@@ -27,6 +27,10 @@ __all__ = ["AttributeRef", "Constant", "Graph", "Model", "Node", "Tensor", "Vari
 
 Array = npt.NDArray[Any]
 AttributeRef = gs.Node.AttributeRef
+_CONSTANT_FORMS: dict[str, type[Any]] = {
+    "value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64,
+    "value_string": np.object_, "value_strings": np.object_,
+}  # fmt: skip
 Tensor = gs.Tensor
 
 
@@ -46,6 +50,20 @@ class Node(gs.Node):
     def label(self) -> str:
         """What people see: the node's name, or its operator and first output where it has none."""
         return self.name or f"{self.op}({next((o.name for o in self.outputs if o.name), '')})"
+
+    @property
+    def plain(self) -> bool:
+        """Whether all attributes have values; in a function some may refer to attributes of the call."""
+        return not any(isinstance(v, (AttributeRef, onnx.AttributeProto)) for v in self.attrs.values())
+
+    def reads(self) -> list[Any]:
+        """The tensors that this node needs: its inputs, and whatever its subgraphs read."""
+        tensors = list(self.inputs)
+        for body in self.bodies():
+            for scope in body.scopes():
+                tensors.extend(scope.outputs)
+                tensors.extend(t for node in scope.nodes for t in node.inputs)
+        return tensors
 
     def bodies(self) -> list[Graph]:
         """The subgraphs in this node's attributes."""
@@ -182,6 +200,13 @@ class Model:
         for function in self.functions:
             yield from function.body.scopes()
 
+    def versions(self) -> Iterator[tuple[Graph, int]]:
+        """All scopes, each with the version of the standard operators in it: functions import their own."""
+        yield from ((scope, self.opset) for scope in self.graph.scopes())
+        for function in self.functions:
+            version = _standard_version(function.header.opset_import)
+            yield from ((scope, version) for scope in function.body.scopes())
+
     def nodes(self) -> Iterator[Node]:
         """All nodes of all scopes."""
         for scope in self.scopes():
@@ -190,7 +215,7 @@ class Model:
     @property
     def opset(self) -> int:
         """Version of the standard operator set, 1 if none is imported."""
-        return next((o.version for o in self.header.opset_import if o.domain in ("", "ai.onnx")), 1)
+        return _standard_version(self.header.opset_import)
 
     def import_domain(self, domain: str, version: int) -> None:
         """Make operators of `domain` usable, in at least `version`; the IR version follows where it must."""
@@ -221,7 +246,7 @@ class Model:
         return Variable(self.fresh(wish), dtype=dtype, shape=None if shape is None else list(shape))
 
     def constant(self, scope: Graph, wish: str, values: Array | Weight) -> Constant:
-        """A new initializer of `scope` with a free name."""
+        """A new initializer of `scope` with a free name (in the body of a function: exported as a Constant node)."""
         constant = Constant(self.fresh(wish), values)
         scope.initializers.append(constant)
         return constant
@@ -273,9 +298,7 @@ class Model:
         if isinstance(tensor, Constant):
             return tensor.weight
         node = producer(tensor)
-        if node is not None and node.op == "Constant" and isinstance(node.attrs.get("value"), Constant):
-            return node.attrs["value"].weight  # type: ignore[no-any-return]
-        return None
+        return _constant_node(node) if node is not None and node.kind == "Constant" else None
 
     def to_bytes(self) -> bytes:
         """The model as one serialized message. Raises ResourceError above 2 GB."""
@@ -283,11 +306,30 @@ class Model:
 
         return to_bytes(self)
 
+    def become(self, other: Model) -> None:
+        """Take over everything of another model, which is not to be used afterwards."""
+        self.header, self.graph, self.functions = other.header, other.graph, other.functions
+        self._names = None
+
     def copy(self) -> Model:
         """An independent copy; weights are shared, as they are immutable."""
         from onnxcomp.serde import export_model, import_model
 
         return import_model(*export_model(self))
+
+
+def _standard_version(imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    return next((o.version for o in imports if o.domain in ("", "ai.onnx")), 1)
+
+
+def _constant_node(node: Node) -> Weight | None:
+    """What a Constant node holds, with the element type that the specification gives each form."""
+    for name, value in node.attrs.items():
+        if name == "value" and isinstance(value, Constant):
+            return value.weight
+        if name in _CONSTANT_FORMS and not isinstance(value, (AttributeRef, onnx.AttributeProto)):
+            return Weight.from_array(np.asarray(value, _CONSTANT_FORMS[name]))
+    return None
 
 
 def producer(tensor: Any) -> Node | None:
@@ -332,13 +374,7 @@ def _sort_scope(scope: Graph) -> None:
 
 def _needs(node: Node, home: set[Node]) -> list[Node]:
     """Nodes of the same scope that must come first, including those whose values a subgraph captures."""
-    tensors = list(node.inputs)
-    for body in node.bodies():
-        for scope in body.scopes():
-            tensors.extend(scope.outputs)
-            for inner in scope.nodes:
-                tensors.extend(inner.inputs)
-    return [p for t in tensors for p in t.inputs if p in home and p is not node] + [
+    return [p for t in node.reads() for p in t.inputs if p in home and p is not node] + [
         node for t in node.inputs for p in t.inputs if p is node
     ]
 

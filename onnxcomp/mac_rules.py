@@ -1,7 +1,7 @@
-"""What each operator costs in multiply-accumulate operations: one rule per operator, from the shapes of its values.
+"""What each operator costs in multiply-accumulate operations (MACs): one rule per operator.
 
-A rule is a formula over the shapes of a node's inputs and outputs. Operators that are not here cost 0, except those in
-`WITHOUT_RULE`, whose cost depends on more than shapes.
+A rule is a formula over the shapes of a node's inputs and outputs. Operators that are not here cost 0, except
+those in `WITHOUT_RULE`, whose cost depends on more than shapes.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Operands:
 
 
 def _conv(op: Operands, weight: int = 1) -> int:
-    """Each output element sums over the kernel and the input channels of its group: W is [M, C/group, k...]."""
+    """Each output element sums over kernel and input channels of its group: W is [M, C/group, k...]."""
     return math.prod(op.output()) * math.prod(op.input(weight)[1:])
 
 
 def _conv_transpose(op: Operands) -> int:
-    """Each input element is spread over the kernel and the output channels of its group: W is [C, M/group, k...]."""
+    """Each input element goes to kernel times output channels of its group: W is [C, M/group, k...]."""
     return math.prod(op.input(0)) * math.prod(op.input(1)[1:])
 
 
@@ -124,9 +124,9 @@ def _attention_projected(op: Operands, past: int) -> int:
     """
     x, weight = op.input(0), op.input(1)
     batch, length = x[:2]
-    width_q, _, width_v = op.attr("qkv_hidden_sizes", None) or [weight[1] // 3] * 3
+    widths: list[int] = op.attr("qkv_hidden_sizes", None) or [weight[1] // 3] * 3
     total = length + (op.input(past)[3] if op.has(past) else 0)
-    return batch * length * (math.prod(weight) + total * (width_q + width_v))
+    return batch * length * (math.prod(weight) + total * (widths[0] + widths[2]))
 
 
 def _attention_heads(op: Operands) -> int:
@@ -146,7 +146,7 @@ def _attention_heads(op: Operands) -> int:
 
 
 def _attention_grouped(op: Operands) -> int:
-    """com.microsoft.GroupQueryAttention: Q K^T and P V over the past (input 3: [B, heads, P, size]) and the present."""
+    """com.microsoft.GroupQueryAttention: Q K^T and P V, over the present and input 3 [B, heads, P, size]."""
     q = op.input(0)
     heads, shared = int(op.attr("num_heads", 1)), int(op.attr("kv_num_heads", 1))
     size = q[2] // (heads if op.has(1) else heads + 2 * shared)
@@ -203,14 +203,28 @@ RULES: Mapping[str, Callable[[Operands], int]] = {
 
 # They multiply, but how much depends on values, or they contain whole models.
 WITHOUT_RULE = frozenset(
-    ["ai.onnx.ml.SVMClassifier", "ai.onnx.ml.SVMRegressor"]
-    + [
-        f"com.microsoft.{op}"
-        for op in (
-            "AttnLSTM BeamSearch DecoderAttention DecoderMaskedMultiHeadAttention DecoderMaskedSelfAttention "
-            "GatedRelativePositionBias GreedySearch LongformerAttention MatMulFpQ4 MoE PackedAttention "
-            "PackedMultiHeadAttention PagedAttention QMoE QOrderedAttention QOrderedLongformerAttention "
-            "QOrderedMatMul Sampling SparseAttention WhisperBeamSearch"
-        ).split()
-    ]
+    {
+        "ai.onnx.ml.SVMClassifier",
+        "ai.onnx.ml.SVMRegressor",
+        "com.microsoft.AttnLSTM",
+        "com.microsoft.BeamSearch",
+        "com.microsoft.DecoderAttention",
+        "com.microsoft.DecoderMaskedMultiHeadAttention",
+        "com.microsoft.DecoderMaskedSelfAttention",
+        "com.microsoft.GatedRelativePositionBias",
+        "com.microsoft.GreedySearch",
+        "com.microsoft.LongformerAttention",
+        "com.microsoft.MatMulFpQ4",
+        "com.microsoft.MoE",
+        "com.microsoft.PackedAttention",
+        "com.microsoft.PackedMultiHeadAttention",
+        "com.microsoft.PagedAttention",
+        "com.microsoft.QMoE",
+        "com.microsoft.QOrderedAttention",
+        "com.microsoft.QOrderedLongformerAttention",
+        "com.microsoft.QOrderedMatMul",
+        "com.microsoft.Sampling",
+        "com.microsoft.SparseAttention",
+        "com.microsoft.WhisperBeamSearch",
+    }
 )

@@ -87,7 +87,7 @@ def measure_noise(
 
 
 def tolerances(proto: onnx.ModelProto, provider: str) -> Tolerance:
-    """The tolerance of the coarsest float type among weights, inputs and outputs; float32 on a GPU is TF32."""
+    """The tolerance of the coarsest float type of weights, inputs and outputs; float32 on a GPU is TF32."""
     from onnx import TensorProto
 
     elements = {tensor.data_type for tensor in proto.graph.initializer}

@@ -32,7 +32,7 @@ from onnxcomp.runtime import Session, open_session, provider_name
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
-from onnxcomp.verify import verify
+from onnxcomp.verification import verify
 
 __all__ = ["optimize"]
 

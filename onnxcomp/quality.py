@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp.class_metrics import Z95, class_labels, class_rows, distributions, wilson
 from onnxcomp.errors import DataError
-from onnxcomp.metrics import Z95, OutputStats, Role, class_labels, class_rows, distributions, wilson
+from onnxcomp.metrics import OutputStats, Role
 
 __all__ = ["Metric", "Quality", "custom_quality", "is_float", "output_roles", "quality"]
 

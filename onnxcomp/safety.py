@@ -16,9 +16,9 @@ from onnx import ModelProto, TensorProto, defs
 from onnxcomp.bounds import Scope
 from onnxcomp.errors import ModelError
 from onnxcomp.external import map_bytes, resolve
+from onnxcomp.limits import Limits
 from onnxcomp.structure import RUNTIME_DOMAINS, canonical, check_structure, subgraphs, versions
 from onnxcomp.tensors import check_tensor, tensors
-from onnxcomp.wire import Limits
 
 __all__ = ["check", "custom_operators"]
 

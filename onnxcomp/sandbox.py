@@ -44,11 +44,11 @@ def run_in_child(
     seconds: float | None = None,
     what: str = "working on the model",
 ) -> T:
-    """Call a module-level function in a child process; its arguments and its result are pickled.
+    """Call a module-level function in a child process; arguments and result are pickled.
 
-    `memory_bytes` limits the address space that the call may take: files that it maps count, the module of the
-    function does not. Systems without /proc and RLIMIT_AS ignore it. `seconds` limits the wall time, start
-    included. `what` completes the messages: "native code crashed (SIGSEGV) while ...".
+    `memory_bytes` limits the address space that the call may take: files that it maps count, the module of
+    the function does not. Systems without /proc and RLIMIT_AS ignore it. `seconds` limits the wall time,
+    start included. `what` completes the messages: "native code crashed (SIGSEGV) while ...".
 
     An exception of the function is raised here again. Raises ModelError if the child crashes or takes too
     long, ResourceError if it runs out of memory.

@@ -10,6 +10,7 @@ marked external with location `SLOT` and its index in the list of payloads.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -102,7 +103,7 @@ def import_model(proto: onnx.ModelProto, resolve: Resolver | list[Weight]) -> Mo
     Raises ModelError for a value that is read but never produced.
     """
     reader = _Reader(slots(resolve) if isinstance(resolve, list) else resolve, proto.ir_version)
-    graph = reader.graph(proto.graph, {})
+    graph = reader.graph(proto.graph, ChainMap())
     functions = [reader.function(f) for f in proto.functions]
     header = onnx.ModelProto()
     header.CopyFrom(_without(proto, "graph", "functions"))
@@ -115,7 +116,7 @@ class _Reader:
         # Before IR 4 every initializer had to be listed as an input, and nobody could override it.
         self.overridable = ir_version >= 4
 
-    def graph(self, proto: onnx.GraphProto, outer: Mapping[str, Any]) -> Graph:
+    def graph(self, proto: onnx.GraphProto, outer: ChainMap[str, Any]) -> Graph:
         scope = Graph(proto.name)
         scope.doc_string = proto.doc_string
         scope.header.CopyFrom(
@@ -140,9 +141,8 @@ class _Reader:
         for value in proto.input:
             if value.name not in known:
                 known[value.name] = _variable(value.name, infos)
-        for node in proto.node:
-            known.update((name, _variable(name, infos)) for name in node.output if name)
-        visible = {**outer, **known}
+        _produce(proto.node, known, infos, scope.name)
+        visible = ChainMap(known, *outer.maps)
         self.nodes(scope, proto.node, visible)
         scope.inputs = [known[v.name] for v in proto.input if not isinstance(known[v.name], Constant)]
         scope.outputs = [
@@ -156,7 +156,7 @@ class _Reader:
             scope.listed[field] = {v.name: i for i, v in enumerate(getattr(proto, field))}
         return scope
 
-    def captured_output(self, scope: Graph, name: str, visible: Mapping[str, Any]) -> Variable:
+    def captured_output(self, scope: Graph, name: str, visible: ChainMap[str, Any]) -> Variable:
         """A subgraph that returns a value of an outer scope gets a node that does: ONNX Runtime requires one."""
         outer = self.lookup(name, visible, "graph output", scope.name)
         inner = Variable(f"{name}_{scope.name}_out")
@@ -166,17 +166,16 @@ class _Reader:
     def function(self, proto: onnx.FunctionProto) -> Function:
         scope = Graph(proto.name)
         infos = {v.name: v for v in getattr(proto, "value_info", ())}
-        known = {name: _variable(name, infos) for name in proto.input}
-        for node in proto.node:
-            known.update((name, _variable(name, infos)) for name in node.output if name)
-        self.nodes(scope, proto.node, known)
+        known: dict[str, Any] = {name: _variable(name, infos) for name in proto.input}
+        _produce(proto.node, known, infos, proto.name)
+        self.nodes(scope, proto.node, ChainMap(known))
         scope.inputs = [known[name] for name in proto.input]
         scope.outputs = [self.lookup(name, known, "function output", proto.name) for name in proto.output]
         header = onnx.FunctionProto()
         header.CopyFrom(_without(proto, "node"))
         return Function(header, scope)
 
-    def nodes(self, scope: Graph, protos: Iterable[onnx.NodeProto], visible: Mapping[str, Any]) -> None:
+    def nodes(self, scope: Graph, protos: Iterable[onnx.NodeProto], visible: ChainMap[str, Any]) -> None:
         for proto in protos:
             attrs = {a.name: self.attribute(a, visible) for a in proto.attribute}
             where = f"node {proto.name or proto.op_type!r}"
@@ -197,7 +196,7 @@ class _Reader:
         constant.info = infos.get(tensor.name)
         return constant
 
-    def attribute(self, proto: AttributeProto, visible: Mapping[str, Any]) -> Any:
+    def attribute(self, proto: AttributeProto, visible: ChainMap[str, Any]) -> Any:
         if proto.ref_attr_name:
             return AttributeRef(proto.ref_attr_name, proto.type)
         if proto.type == AttributeProto.TENSOR:
@@ -215,6 +214,19 @@ class _Reader:
             raise ModelError(
                 f"{where} in graph {graph!r} uses the value {name!r}, which no node, input or initializer provides"
             ) from None
+
+
+def _produce(
+    nodes: Iterable[onnx.NodeProto], known: dict[str, Any], infos: Mapping[str, onnx.ValueInfoProto], graph: str
+) -> None:
+    """Add a variable for each output of the nodes; graphs are in SSA form, so each name is new."""
+    for node in nodes:
+        for name in node.output:
+            if name in known:
+                where = f"node {node.name or node.op_type!r} in graph {graph!r}"
+                raise ModelError(f"{where} computes {name!r}, which is there already; each value has one origin")
+            if name:
+                known[name] = _variable(name, infos)
 
 
 def _plain(proto: AttributeProto) -> Any:
@@ -304,22 +316,56 @@ def _without(message: Any, *fields: str) -> Any:
 
 def export_model(model: Model) -> tuple[onnx.ModelProto, list[Weight]]:
     """The model as a message with stubs, and the payloads that belong into them."""
-    writer = _Writer(model.header.ir_version)
+    writer = _Writer()
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
+    _separate(model, model.graph)
     writer.graph(model.graph, proto.graph, captured=set())
+    if model.header.ir_version < 4:
+        _list_initializers(model.graph, proto.graph)
     for function in model.functions:
+        _separate(model, function.body)
         target = proto.functions.add()
         target.CopyFrom(function.header)
-        writer.nodes(function.body, target.node)
+        writer.function(function.body, target)
     return proto, writer.payloads
 
 
+def _separate(model: Model, root: Graph) -> None:
+    """Rename values of subgraphs that would hide a value of an outer scope which is read there."""
+    stack: list[tuple[Graph, ChainMap[str, Any]]] = [(root, ChainMap())]
+    while stack:
+        scope, outer = stack.pop()
+        bodies = [body for node in scope.nodes for body in node.bodies()]
+        if not bodies and not outer:
+            continue
+        local = [*scope.inputs, *scope.initializers, *(t for node in scope.nodes for t in node.outputs if t.name)]
+        clashes = [(t, outer[t.name]) for t in local if outer.get(t.name, t) is not t]
+        read = {t for s in scope.scopes() for node in s.nodes for t in node.inputs} if clashes else set()
+        for tensor, hidden in clashes:
+            if hidden in read:
+                tensor.name = model.fresh(tensor.name)
+        visible = outer.new_child({t.name: t for t in local})
+        stack.extend((body, visible) for body in bodies)
+
+
+def _list_initializers(scope: Graph, target: onnx.GraphProto) -> None:
+    """Before IR 4 the inputs of the main graph list the initializers as well."""
+    order = scope.listed["input"]
+    present = {v.name for v in target.input}
+    values = [i for i in scope.initializers if isinstance(i, Constant) and (i.proto is None or i.name in order)]
+    infos = {v.name: v for v in target.input}
+    for value in values:
+        if value.name not in present:
+            _write_info(value, infos.setdefault(value.name, onnx.ValueInfoProto()))
+    del target.input[:]
+    target.input.extend(sorted(infos.values(), key=lambda v: order.get(v.name, len(order))))
+
+
 class _Writer:
-    def __init__(self, ir_version: int) -> None:
+    def __init__(self) -> None:
         self.payloads: list[Weight] = []
         self.index: dict[int, int] = {}
-        self.list_initializers = ir_version < 4
 
     def graph(self, scope: Graph, target: onnx.GraphProto, captured: set[Any]) -> None:
         target.CopyFrom(scope.header)
@@ -333,12 +379,20 @@ class _Writer:
                 self.tensor(item.name, item.weight, item.proto, target.initializer.add())
             else:
                 self.tensor(item.name, item.default, item.default_proto, target.initializer.add())
-        listed = [i for i in initializers if isinstance(i, Constant)] if self.list_initializers else []
-        for value in _in_file_order([*scope.inputs, *listed], scope.listed["input"]):
+        for value in _in_file_order(scope.inputs, scope.listed["input"]):
             _write_info(value, target.input.add())
         for value in scope.outputs:
             _write_info(value, target.output.add())
         self.value_info(scope, target, initializers)
+
+    def function(self, scope: Graph, target: onnx.FunctionProto) -> None:
+        """The body of a function has no initializers: Constant nodes hold what passes made."""
+        constants = _initializers(scope, set())
+        for constant in constants:
+            node = target.node.add(op_type="Constant", output=[constant.name])
+            attribute = node.attribute.add(name="value", type=AttributeProto.TENSOR)
+            self.tensor("", constant.weight, None, attribute.t)
+        self.nodes(scope, target.node, set(constants))
 
     def value_info(self, scope: Graph, target: onnx.GraphProto, initializers: list[Any]) -> None:
         order = scope.listed["value_info"]

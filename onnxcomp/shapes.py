@@ -6,6 +6,7 @@ and strings where they are symbolic; the same string is the same number in every
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,52 +51,55 @@ _UNKNOWN = ValueType(0, None)
 class Shapes:
     """Types of values by tensor: `shapes[tensor]` never fails, it says unknown."""
 
-    def __init__(self, types: dict[str, ValueType]) -> None:
+    def __init__(self, types: dict[Any, ValueType]) -> None:
         self._types = types
 
     def __getitem__(self, tensor: Any) -> ValueType:
         if isinstance(tensor, Constant):
             return ValueType(tensor.weight.data_type, tensor.weight.shape)
-        return self._types.get(tensor.name, _UNKNOWN)
+        return self._types.get(tensor, _UNKNOWN)
 
 
 def infer(model: Model) -> Shapes:
-    """Infer types of all values in all scopes; a name that two scopes use differently counts as unknown.
+    """Infer types of all values in the main graph and its subgraphs (a function's depend on the call: unknown).
 
-    Where ONNX's inference gives up (custom operators, contradictions in the file) values stay unknown.
+    The answer is about the tensors as they are now; a tensor made later is unknown, and rewrites that keep values keep
+    it valid. The declared shapes of the model's outputs are not trusted either. Where ONNX's inference gives up (custom
+    operators, contradictions in the file) values stay unknown.
     """
     proto, _ = export_model(model)
-    for graph in _graphs(proto):
+    for _, graph in _pairs(model.graph, proto.graph):
         del graph.value_info[:]
+    for output in proto.graph.output:
+        if output.type.HasField("tensor_type"):
+            output.type.tensor_type.ClearField("shape")
+    types: dict[Any, ValueType] = {}
     try:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # native code: RuntimeError, ValueError and InferenceError of several bindings
-        return Shapes(_declared(model.graph))
-    types: dict[str, ValueType] = {}
-    clashes: set[str] = set()
-    for graph in _graphs(proto):
-        for info in [*graph.input, *graph.value_info, *graph.output]:
-            found = _value_type(info)
-            if types.setdefault(info.name, found) != found:
-                clashes.add(info.name)
-    for name in clashes:
-        del types[name]
+        return Shapes({t: _value_type(t.info) for t in model.graph.inputs if t.info is not None})
+    for scope, graph in _pairs(model.graph, proto.graph):
+        found = {info.name: info for part in (graph.input, graph.value_info, graph.output) for info in part}
+        for tensor in [*scope.inputs, *(o for node in scope.nodes for o in node.outputs)]:
+            if tensor.name in found:
+                types[tensor] = _value_type(found[tensor.name])
     return Shapes(types)
 
 
-def _declared(graph: Graph) -> dict[str, ValueType]:
-    return {t.name: _value_type(t.info) for t in [*graph.inputs, *graph.outputs] if t.info is not None}
-
-
-def _graphs(proto: onnx.ModelProto) -> list[onnx.GraphProto]:
-    found = [proto.graph]
-    for graph in found:
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    found.append(attribute.g)
-                found.extend(attribute.graphs)
-    return found
+def _pairs(scope: Graph, graph: onnx.GraphProto) -> Iterator[tuple[Graph, onnx.GraphProto]]:
+    """Each scope with the message that it was exported to."""
+    found = [(scope, graph)]
+    for outer, message in found:
+        yield outer, message
+        for node, proto in zip(outer.nodes, message.node, strict=True):
+            if not node.bodies():
+                continue
+            for attribute in proto.attribute:
+                value = node.attrs[attribute.name]
+                if isinstance(value, Graph):
+                    found.append((value, attribute.g))
+                elif attribute.graphs:
+                    found.extend(zip(value, attribute.graphs, strict=True))
 
 
 def _value_type(info: onnx.ValueInfoProto) -> ValueType:

@@ -18,13 +18,12 @@ from onnx import (
     ModelProto,
     NodeProto,
     OperatorSetIdProto,
-    ValueInfoProto,
 )
 
 from onnxcomp.bounds import Scope, check_loop, check_size, check_sparse, label
 from onnxcomp.errors import ModelError
 from onnxcomp.external import unsafe_location
-from onnxcomp.wire import Limits
+from onnxcomp.limits import Limits
 
 __all__ = ["RUNTIME_DOMAINS", "canonical", "check_structure", "subgraphs", "versions"]
 
@@ -129,8 +128,7 @@ class _Walk:
             check_sparse(sparse, f"sparse initializer {sparse.values.name!r}", self.limits)
             weights.append(sparse.values.name)
         inputs = [value.name for value in graph.input]
-        for value in graph.input:
-            scope.sizes[value.name] = _elements(value)
+        scope.declare(graph.input)
         for names, kind in ((weights, "initializer"), (inputs, "input")):
             self.check_names(names, kind + where)
         return self.body(graph.node, {*inputs, *weights}, [v.name for v in graph.output], scope, where, depth)
@@ -192,7 +190,7 @@ class _Walk:
         if self.nodes > self.limits.nodes or self.attributes > self.limits.attributes:
             raise ModelError(f"more than {self.limits.nodes} nodes or {self.limits.attributes} attributes")
         domain, op_type = canonical(node.domain), node.op_type
-        self.check_text((node.name, domain, op_type, *node.input), "a name")
+        self.check_text((node.name, domain, op_type), "the name")
         key = (domain, op_type, node.overload)
         if node.name:
             self.node_names[node.name] += 1
@@ -318,11 +316,3 @@ def _check_context(node: NodeProto) -> None:
 def _refuse_missing(missing: Mapping[str, str], where: str) -> None:
     for name, user in missing.items():
         raise ModelError(f"{user}{where} reads {name!r}, which nothing defines; the model is incomplete")
-
-
-def _elements(value: ValueInfoProto) -> int:
-    """The number of elements of an input if its shape is fixed, else 1."""
-    count = 1
-    for dimension in value.type.tensor_type.shape.dim:
-        count = min(count * max(1, dimension.dim_value), 1 << 63)
-    return count

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp.class_metrics import Z95
 from onnxcomp.errors import InconclusiveError, VerificationError
-from onnxcomp.metrics import Z95, OutputStats, Role
+from onnxcomp.metrics import OutputStats, Role
 from onnxcomp.noise import Noise
 from onnxcomp.quality import Metric, Quality, custom_quality, quality
 
@@ -103,9 +104,8 @@ def judge(
     """
     lossy = blank.effect == "lossy"
     stable = {name: s for name, s in seen.stats.items() if name not in noise.random}
-    failures = list(seen.failures)
-    for name, s in seen.stats.items():
-        failures += _output_failures(name, s, blank.effect, noise)
+    failures = [f for name, s in seen.stats.items() for f in _output_failures(name, s, blank.effect, noise)]
+    failures += seen.failures
     found = _quality(seen, stable, None if failures else metric)
     doubts = [f"output {name!r} of the original changes between two equal runs" for name in noise.random]
     if seen.samples == 0 and not failures:

@@ -45,6 +45,8 @@ class Weight:
     def from_array(cls, array: Array) -> Weight:
         """A weight that holds `array` (not copied: do not write to it afterwards)."""
         array = np.asarray(array)
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
         return cls(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array)
 
     @classmethod

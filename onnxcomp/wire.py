@@ -7,6 +7,8 @@ like external data, with the location `SELF`, which no file can bring along:
     raw_data = <n bytes at position p of the file>
     ->  data_location = EXTERNAL, external_data = {location: SELF, offset: p, length: n}
 
+`float_data` and `double_data`, which old exporters write, have the same bytes in a file and are treated alike.
+
 Only messages of at least `CUT_BYTES` can hold a payload of that size, so all smaller ones are copied unread.
 The cost is linear in the number of fields that are read and does not depend on the size of the payloads.
 
@@ -37,6 +39,7 @@ from onnx import (
 )
 
 from onnxcomp.errors import ModelError
+from onnxcomp.limits import Limits
 from onnxcomp.sniff import open_regular, other_format
 from onnxcomp.tensors import tensors
 
@@ -59,40 +62,21 @@ _HOLDERS = frozenset(
         TrainingInfoProto,
     )
 )
+# Data types whose typed field, packed, has the same bytes as `raw_data`: little-endian values one after another.
+_PACKED = {
+    TensorProto.FLOAT: TensorProto.FLOAT_DATA_FIELD_NUMBER,
+    TensorProto.COMPLEX64: TensorProto.FLOAT_DATA_FIELD_NUMBER,
+    TensorProto.DOUBLE: TensorProto.DOUBLE_DATA_FIELD_NUMBER,
+    TensorProto.COMPLEX128: TensorProto.DOUBLE_DATA_FIELD_NUMBER,
+}
 # Every encoding of a one-byte string field 2 that holds a NUL: the `value` of an external_data entry.
 _SELF_VALUE = re.compile(rb"(?:\x12|\x92\x80*\x00)(?:\x01|\x81\x80*\x00)\x00")
 _LIMITED = {"onnx.NodeProto": "nodes", "onnx.TensorProto": "initializers", "onnx.FunctionProto": "functions"}
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _RAW_DATA = TensorProto.RAW_DATA_FIELD_NUMBER
+_DATA_TYPE = TensorProto.DATA_TYPE_FIELD_NUMBER
 _EXTERNAL_DATA = TensorProto.EXTERNAL_DATA_FIELD_NUMBER
 _DATA_LOCATION = TensorProto.DATA_LOCATION_FIELD_NUMBER
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a model may ask for before it is rejected. All sizes in bytes.
-
-    `proto_bytes` is protobuf's own limit. `skeleton_bytes` bounds what is left once the payloads are cut out.
-    `depth` counts nested messages and is protobuf's own limit too: an If in an If costs three of them.
-    `fields` bounds the fields read one by one, and with them the time.
-    `ir_version` and `opset` (of the domain "") are the newest that onnxruntime 1.31 accepts.
-    """
-
-    proto_bytes: int = 2**31 - 1
-    skeleton_bytes: int = 2**30
-    depth: int = 100
-    nodes: int = 1_000_000
-    initializers: int = 1_000_000
-    functions: int = 100_000
-    attributes: int = 10_000_000
-    fields: int = 20_000_000
-    name_bytes: int = 65_536
-    unknown_bytes: int = 2**28
-    expanded_nodes: int = 1_000_000
-    dense_bytes: int = 2**32
-    trips: int = 10_000_000
-    ir_version: int = 13
-    opset: int = 26
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,7 @@ class Reading:
 def read_skeleton(source: Path | bytes, limits: Limits | None = None) -> Reading:
     """Read the model at a path without the payloads of its tensors, or a serialized model with them.
 
-    From a path, every `raw_data` of at least `CUT_BYTES`, anywhere in the model, becomes a reference into the
+    From a path, every payload of at least `CUT_BYTES`, anywhere in the model, becomes a reference into the
     file itself; `onnxcomp.external.resolve` turns it into a place to map. Bytes are checked in the same way
     and kept whole. Raises ModelError if the file cannot be read, is of another format, is damaged, or exceeds
     a limit.
@@ -221,16 +205,18 @@ class _Walk:
     def tensor(self, start: int, end: int) -> int:
         """Copy a TensorProto, its payload replaced by where it lies; returns its new length."""
         data, known, before, pending = self.data, _fields(TensorProto.DESCRIPTOR), self.kept, start
-        external, payload = False, None
+        external, payload, values = False, None, _RAW_DATA
         for number, wire_type, key, begin, stop in self.fields(start, end):
             drop = number not in known
             if drop:
                 self.drop(key, stop)
             elif number == _EXTERNAL_DATA:
                 external = True
-            elif number == _DATA_LOCATION:
+            elif number == _DATA_LOCATION and wire_type == _VARINT:
                 external = external or data[begin] == TensorProto.EXTERNAL
-            elif number == _RAW_DATA and wire_type == _LENGTH:
+            elif number == _DATA_TYPE and wire_type == _VARINT:
+                values = _PACKED.get(data[begin], _RAW_DATA)
+            elif number in (_RAW_DATA, values) and wire_type == _LENGTH:
                 if payload is not None:
                     raise self.error(key, "has a tensor with two payloads")
                 payload = (begin, stop - begin)

@@ -18,12 +18,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from onnxcomp.graph import Constant, Graph, Model, Node, producer
 from onnxcomp.manager import Context
 from onnxcomp.passes.linear import Linear, linear
 from onnxcomp.shapes import Shapes
 
 __all__ = ["Placement", "Unit", "place"]
+
+Array = npt.NDArray[Any]
 
 # 8-bit kernels with output parameters of their own.
 _OWN = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Relu", "Clip"})
@@ -38,13 +43,15 @@ _SAME = frozenset(
 class Unit:
     """A node that is to run on 8-bit values. `activation` is the Relu or Clip that its output quantization absorbs.
 
-    `output` is the value behind both; `quantized_output` says whether it must be 8-bit (Conv) or may be float (Gemm).
+    `addend` is the Add of a constant per column behind a MatMul. `output` is the value behind all; `quantized_output` says whether it must be 8-bit (Conv) or may be float (Gemm).
     """
 
     node: Node
     view: Linear | None
     activation: Node | None
     quantized_output: bool
+    name: str
+    addend: Node | None = None
 
     @property
     def output(self) -> Any:
@@ -52,7 +59,33 @@ class Unit:
 
     @property
     def label(self) -> str:
-        return self.node.label
+        return str(self.node.label)
+
+    @property
+    def key(self) -> str:
+        """Names the unit in every copy of the model: the name of the value it computed before quantization."""
+        return self.name
+
+    @property
+    def linear_output(self) -> Any:
+        """The value before the activation, bias included."""
+        return (self.addend or self.node).outputs[0]
+
+    @property
+    def takes_bias(self) -> bool:
+        return self.view is not None and (self.view.op != "MatMul" or self.addend is not None)
+
+    @property
+    def has_bias(self) -> bool:
+        return self.view is not None and (self.view.bias is not None or self.addend is not None)
+
+    def bias_values(self) -> Array:
+        """The bias per output channel (float64), also where it is an Add behind a MatMul."""
+        assert self.view is not None
+        if self.addend is None:
+            return self.view.bias_values()
+        constant = next(t for t in self.addend.inputs if isinstance(t, Constant))
+        return np.asarray(constant.values.astype(np.float64).reshape(-1))
 
 
 @dataclass
@@ -98,7 +131,8 @@ def place(
         convolution = node.op == "Conv"
         activation = _activation(model, node, outputs, home) if node.op in ("Conv", "Gemm", "Add") else None
         quantized = view is None or convolution
-        unit = Unit(node, view, activation, quantized)
+        addend = _addend(view, outputs, home) if view is not None and view.op == "MatMul" else None
+        unit = Unit(node, view, activation, quantized, node.outputs[0].name, addend)
         plan.units.append(unit)
         if activation is not None:
             absorbed.add(activation)
@@ -187,6 +221,19 @@ def _activation(model: Model, node: Node, outputs: set[Any], home: set[Node]) ->
     return follower
 
 
+def _addend(view: Linear, outputs: set[Any], home: set[Node]) -> Node | None:
+    """The Add that alone reads a MatMul and adds one constant per column."""
+    value = view.node.outputs[0]
+    if value in outputs or len(value.outputs) != 1 or value.outputs[0] not in home:
+        return None
+    follower: Node = value.outputs[0]
+    if follower.op != "Add" or follower.domain:
+        return None
+    constant = next((t for t in follower.inputs if isinstance(t, Constant)), None)
+    fits = constant is not None and constant.weight.size == view.outputs and constant.shape[-1:] == (view.outputs,)
+    return follower if fits and len(constant.shape) == 1 else None
+
+
 def _drop_idle(plan: Placement, outputs: set[Any]) -> None:
     """Take back units without weights whose results nobody reads as 8-bit: they would only add a conversion."""
     while True:
@@ -195,7 +242,7 @@ def _drop_idle(plan: Placement, outputs: set[Any]) -> None:
             u
             for u in plan.units
             if u.view is None
-            and u.node.op not in ("GlobalAveragePool", "AveragePool", "MaxPool", "Add")
+            and u.node.op not in ("AveragePool", "MaxPool", "Add")
             and not any(o in used for o in [u.output, *u.node.outputs])
         ]
         if not idle:

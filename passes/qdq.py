@@ -156,6 +156,12 @@ def _quantize_unit(
     bias = biases.get(node)
     if bias is None:
         return
+    if unit.addend is not None:
+        position = next(i for i, t in enumerate(unit.addend.inputs) if isinstance(t, Constant))
+        old = unit.addend.inputs[position]
+        new = writer.model.constant(writer.scope, old.name, bias.astype(old.dtype).reshape(old.shape))
+        unit.addend.inputs[position] = new
+        return
     node.attrs.pop("beta", None)
     scales = (np.float32(chosen.scale) * weight.scales).astype(np.float32)
     codes = np.clip(np.rint(bias / scales.astype(np.float64)), -_INT32, _INT32).astype(np.int32)

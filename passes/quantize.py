@@ -1,41 +1,50 @@
 """quantize: static int8 with calibration data, laid out for the kernels of ONNX Runtime's CPU provider.
 
-Activations are u8 with zero point (ranges from one histogram per value), weights s8 per output channel, biases int32
-with scale s_x s_w[c]. Which values become 8-bit is decided in placement.py, the graph is written by qdq.py.
+Activations are u8 with zero point, weights s8 per output channel, biases int32 with scale s_x s_w[c]. One pass over
+the data collects everything (histograms and second moments); then candidates are built from plain data and judged on
+calibration samples that were held out:
+
+1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
+2. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
+3. sequential bias correction (bias_correction.py), likewise;
+4. float islands: small units whose rounding costs more than their time is worth (islands.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
-
-from onnxcomp.calibration.ranges import Method, QuantParameters, choose
-from onnxcomp.calibration.runner import collect
-from onnxcomp.calibration.statistics import TensorStatistics
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.ranges import Method, choose
+from onnxcomp.calibration.split import hold_out, limited
 from onnxcomp.errors import UsageError
-from onnxcomp.graph import Graph, Model, Node, sort
+from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.cleanup import remove_dead
-from onnxcomp.passes.placement import Placement, Unit, place
-from onnxcomp.passes.qdq import QuantizedWeight, insert, quantize_weight
+from onnxcomp.passes.bias_correction import correct
+from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
+from onnxcomp.passes.islands import find_islands
+from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.moments import Moments, observe_inputs
+from onnxcomp.passes.placement import Placement, place
+from onnxcomp.passes.rounding import round_with
 from onnxcomp.shapes import infer
 
 __all__ = ["Quantize"]
 
-Array = npt.NDArray[Any]
 _MIN_OPSET = 13  # DequantizeLinear with a scale per channel
+_METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
 @dataclass(frozen=True)
 class Quantize(Pass):
     """Static int8 quantization.
 
-    `ranges` chooses activation ranges (minmax, percentile, mse, entropy); `ops` the operators to quantize; `skip`
-    names nodes that stay in float; `samples` limits the calibration samples.
+    `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
+    second-order or nearest; `bias_correction` and `islands` switch these steps; `island_cost` is the share of the
+    multiplications that may stay in float for accuracy; `ops` are the operators to quantize, `skip` names nodes that
+    stay in float.
     """
 
     name: ClassVar[str] = "quantize"
@@ -43,85 +52,132 @@ class Quantize(Pass):
     after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-constants", "fuse", "equalize", "prune-channels")
     needs_data: ClassVar[bool] = True
 
-    ranges: Method = "mse"
+    ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
+    rounding: Literal["second-order", "nearest"] = "second-order"
+    bias_correction: bool = True
+    islands: bool = True
+    island_cost: float = 0.02
     ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     skip: tuple[str, ...] = ()
-    samples: int | None = None
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         if ctx.data is None:
             raise UsageError("pass 'quantize' needs calibration data; give them with --calib")
+        plan = place(model, model.graph, infer(model), ctx, keep_float=self.skip, ops=self.ops)
+        skip = set(self.skip)
+        skip |= {u.label for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
+        if not any(u.view is not None and u.label not in skip for u in plan.units):
+            return {"quantized": 0}
         if model.opset < _MIN_OPSET:
             from onnxcomp.opset import upgrade
 
             upgrade(model, _MIN_OPSET)
-        scope = model.graph
-        plan = place(model, scope, infer(model), ctx, keep_float=self.skip, ops=self.ops)
-        plan = _allowed(plan, ctx)
-        if not any(u.view is not None for u in plan.units):
-            return {"quantized": 0}
-        statistics = collect(
-            model,
-            ctx.data,
-            {plan.root(t).name: None for t in plan.quantized},
-            samples=self.samples,
-            threads=ctx.threads,
-            memory=ctx.memory,
-            progress=ctx.progress,
+        fit, held = _parts(ctx.data)
+        search = _Search(model, ctx, self, Judge(model, held, threads=ctx.threads), fit)
+        best = search.run(frozenset(skip))
+        model.become(best.model)
+        return search.account(best)
+
+
+def _parts(data: Dataset) -> tuple[Dataset, Dataset]:
+    """What statistics are taken from, and what candidates are judged on; the same if there is too little to split."""
+    fit, held = hold_out(data)
+    return (fit, held) if held.length is None or held.length >= 2 else (data, data)
+
+
+class _Search:
+    """Builds candidates and keeps the best. `trail` records what each step brought, in dB."""
+
+    def __init__(self, model: Model, ctx: Context, options: Quantize, judge: Judge, fit: Dataset) -> None:
+        self.model = model
+        self.ctx = ctx
+        self.options = options
+        self.judge = judge
+        self.fit = fit
+        self.trail: dict[str, float] = {}
+
+    def run(self, skip: frozenset[str]) -> Candidate:
+        seen = self._observe(skip)
+        best = self._best_ranges(seen, skip)
+        if self.options.rounding == "second-order":
+            best = self._keep_better("second-order rounding", best, self._rounded(best, seen))
+        if self.options.bias_correction:
+            best = self._corrected(best)
+        if self.options.islands:
+            best = self._with_islands(best)
+        return best
+
+    def _observe(self, skip: frozenset[str]) -> Moments:
+        plan = self._place(self.model, skip)
+        self.ctx.progress(0.0, "calibrating")
+        return observe_inputs(
+            self.model,
+            plan,
+            self.fit,
+            grams=self.options.rounding == "second-order",
+            threads=self.ctx.threads,
+            memory=self.ctx.memory,
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
         )
-        chosen = choose_parameters(plan, statistics, self.ranges)
-        weights, biases = _round_weights(plan, chosen)
-        insert(model, scope, plan, chosen, weights, biases)
-        sort(model)
-        remove_dead(model, Context())
+
+    def _place(self, model: Model, skip: frozenset[str]) -> Placement:
+        return place(model, model.graph, infer(model), Context(), keep_float=skip, ops=self.options.ops)
+
+    def _build(self, decisions: Decisions) -> Candidate:
+        candidate = build(self.model, decisions, self.options.ops)
+        return replace(candidate, score=self.judge.score(candidate.model))
+
+    def _best_ranges(self, seen: Moments, skip: frozenset[str]) -> Candidate:
+        methods: tuple[Method, ...] = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
+        plan = self._place(self.model, skip)
+        found: list[Candidate] = []
+        for number, method in enumerate(methods):
+            self.ctx.progress(number / len(methods), f"ranges: {method}")
+            chosen = {name: choose(s, method) for name, s in seen.statistics.items()}
+            found.append(self._build(first_decisions(plan, skip, chosen)))
+            self.trail[f"ranges {method}"] = found[-1].score
+        return max(found, key=lambda c: c.score)
+
+    def _rounded(self, best: Candidate, seen: Moments) -> Candidate:
+        decisions = best.decisions
+        weights, biases = dict(decisions.weights), dict(decisions.biases)
+        units = [u for u in self._place(self.model, decisions.skip).units if u.view is not None]
+        for number, unit in enumerate(units):
+            self.ctx.progress(number / len(units), "second-order rounding")
+            gram = seen.grams.get(unit.key)
+            if gram is not None and unit.view is not None:
+                weights[unit.key], shift = round_with(
+                    unit.view, decisions.weights[unit.key], gram, centered=unit.takes_bias
+                )
+                if unit.takes_bias:
+                    biases[unit.key] = biases[unit.key] + shift
+        return self._build(replace(decisions, weights=weights, biases=biases))
+
+    def _corrected(self, best: Candidate) -> Candidate:
+        for sweep in range(3):
+            self.ctx.progress(sweep / 3, "bias correction")
+            biases = correct(self.model, best, limited(self.fit, 64), threads=self.ctx.threads)
+            tried = self._build(replace(best.decisions, biases=biases))
+            self.trail[f"bias correction {sweep + 1}"] = tried.score
+            if tried.score <= best.score:
+                break
+            best = tried
+        return best
+
+    def _with_islands(self, best: Candidate) -> Candidate:
+        return find_islands(best, self._build, self._keep_better, self.model, self.options.island_cost, self.ctx.progress)
+
+    def _keep_better(self, what: str, old: Candidate, new: Candidate) -> Candidate:
+        self.trail[what] = new.score
+        return new if new.score > old.score else old
+
+    def account(self, best: Candidate) -> dict[str, Any]:
+        """Details for the report."""
+        units = [u for u in best.units if u.view is not None]
         return {
-            "quantized": sum(u.view is not None for u in plan.units),
-            "activations": len(plan.quantized),
-            "ranges": self.ranges,
+            "quantized": len(units),
+            "float_islands": sorted(best.decisions.skip - set(self.options.skip)),
+            "sqnr_db": round(best.score, 2),
+            "steps_db": {k: round(v, 2) for k, v in self.trail.items()},
         }
-
-
-def _allowed(plan: Placement, ctx: Context) -> Placement:
-    """Ask for each weighted unit; what is not allowed takes everything that came along with it back to float."""
-    refused = {u.node for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
-    if not refused:
-        return plan
-    units = [u for u in plan.units if u.node not in refused]
-    kept = Placement(units, {}, plan.same)
-    for unit in units:
-        for tensor in (*unit.node.inputs[: 1 if unit.view is not None else None], unit.output):
-            if tensor in plan.quantized and (tensor is not unit.output or unit.quantized_output):
-                kept.quantized.setdefault(tensor)
-    return kept
-
-
-def choose_parameters(
-    plan: Placement, statistics: Mapping[str, TensorStatistics], method: Method
-) -> dict[Any, QuantParameters]:
-    """Scale and zero point of each value that decides its own.
-
-    The range of an absorbed Clip(0, b) may not exceed b, or ONNX Runtime keeps the Clip.
-    """
-    chosen: dict[Any, QuantParameters] = {}
-    for tensor in plan.quantized:
-        root = plan.root(tensor)
-        if root not in chosen:
-            chosen[root] = choose(statistics[root.name], method)
-    return chosen
-
-
-def _round_weights(
-    plan: Placement, chosen: Mapping[Any, QuantParameters]
-) -> tuple[dict[Node, QuantizedWeight], dict[Node, Array]]:
-    """Codes of each unit's weight (the same object for a shared weight), and its bias."""
-    weights: dict[Node, QuantizedWeight] = {}
-    biases: dict[Node, Array] = {}
-    shared: dict[tuple[int, float], QuantizedWeight] = {}
-    for unit in plan.units:
-        if unit.view is None:
-            continue
-        key = (id(unit.view.weight), unit.view.alpha)
-        weights[unit.node] = shared.setdefault(key, quantize_weight(unit.view))
-        if unit.view.bias is not None:
-            biases[unit.node] = unit.view.bias_values()
-    return weights, biases

@@ -1,8 +1,8 @@
 """Malformed, hostile and merely odd model files, each with what is expected of it.
 
-`CASES` maps a name to a `Case`: `build(folder)` writes the files and returns the model's path; `error` is a pattern of
-the message of the ModelError that has to follow, None where the model has to be accepted; `note` is a pattern of a
-remark that has to come with the acceptance.
+`CASES` maps a name to a `Case`: `build(folder)` writes the files and returns the model's path; `error` is a
+pattern of the message of the ModelError that has to follow, None where the model has to be accepted; `note`
+is a pattern of a remark that has to come with the acceptance.
 """
 
 import gzip
@@ -65,14 +65,16 @@ def good() -> onnx.ModelProto:
     """A small model with a weight large enough to be cut out, a small one, and a subgraph."""
     model = parse(
         """g (float[4, 32] x, bool c) => (float[4, 32] y)
-        <float[32] b = {%s}> {
+        <float[32] b = {BIAS}> {
             h = MatMul(x, w)
             y = If (c) <
                 then_branch = t () => (float[4, 32] t_out) { t_out = Add(h, b) },
-                else_branch = e () => (float[4, 32] e_out) { k = Constant <value_ints = [4, 32]> () e_out = Reshape(h, k) }
+                else_branch = e () => (float[4, 32] e_out) {
+                    k = Constant <value_ints = [4, 32]> ()
+                    e_out = Reshape(h, k)
+                }
             >
-        }"""
-        % ", ".join("0.5" for _ in range(32))
+        }""".replace("BIAS", ", ".join(["0.5"] * 32))
     )
     weight = np.random.default_rng(0).standard_normal((32, 32)).astype(np.float32)
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
@@ -89,7 +91,7 @@ def tensor(data_type: int, dims: Sequence[int], **fields: Any) -> TensorProto:
     return TensorProto(name="W", data_type=data_type, dims=list(dims), **fields)
 
 
-# --- external data --------------------------------------------------------------------------------------------
+# --- external data --------------------------------------------------------------------------------
 
 
 def external(location: str | bytes, dims: Sequence[int] = (4, 4), **entries: object) -> onnx.ModelProto:
@@ -210,12 +212,12 @@ def _payload_and_external(folder: Path) -> Path:
     return write(folder, model)
 
 
-# --- tensors --------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 _T = TensorProto
 for _name, _tensor, _error in (
-    ("tensor_too_short", tensor(_T.FLOAT, [1 << 20, 1 << 20], raw_data=bytes(16)), "needs 4398046511104 bytes"),
-    ("tensor_overflow", tensor(_T.FLOAT, [1 << 33, 1 << 33], raw_data=bytes(16)), "more elements than any memory"),
+    ("tensor_too_short", tensor(_T.FLOAT, [1 << 20, 1 << 20], raw_data=bytes(16)), "needs 4398046511104 b"),
+    ("tensor_overflow", tensor(_T.FLOAT, [1 << 33, 1 << 33], raw_data=bytes(16)), "more elements than"),
     ("tensor_negative_dim", tensor(_T.FLOAT, [-1, 4], raw_data=bytes(16)), "negative"),
     ("tensor_many_dims", tensor(_T.FLOAT, [1] * 5000, raw_data=bytes(4)), "dimensions"),
     ("tensor_unknown_type", tensor(99, [4], raw_data=bytes(16)), "data type 99"),
@@ -258,7 +260,7 @@ proto_case("sparse_bomb", lambda: sparse([1 << 20, 1 << 20], [0, 5], [2]), "when
 proto_case("sparse_indices_shape", lambda: sparse([4, 4], [0, 0, 1], [3]), "indices of shape")
 
 
-# --- what constants demand --------------------------------------------------------------------------------------
+# --- what constants demand ------------------------------------------------------------------------
 
 
 def text_case(name: str, text: str, error: str | None = None, note: str | None = None, **head: str) -> None:
@@ -284,14 +286,14 @@ bomb_case(
 )  # fmt: skip
 bomb_case(
     "range_bomb",
-    "a = Constant <value_int = 0> () b = Constant <value_int = 68719476736> () d = Constant <value_int = 1> ()"
-    "y = Range(a, b, d)",
+    "a = Constant <value_int = 0> () b = Constant <value_int = 68719476736> ()"
+    "d = Constant <value_int = 1> () y = Range(a, b, d)",
     "creates at least",
 )
 bomb_case(
     "range_not_finite",
-    "a = Constant <value_float = 0.0> () b = Constant <value_float = 1e38> () d = Constant <value_float = 1e-38> ()"
-    "y = Range(a, b, d)",
+    "a = Constant <value_float = 0.0> () b = Constant <value_float = 1e38> ()"
+    "d = Constant <value_float = 1e-38> () y = Range(a, b, d)",
     "creates at least",
 )
 bomb_case("range_without_inputs", "y = Range()", None)
@@ -352,7 +354,7 @@ def _constant_of_shape_external_bomb(folder: Path) -> Path:
     return write(folder, model)
 
 
-# --- structure --------------------------------------------------------------------------------------------------
+# --- structure ------------------------------------------------------------------------------------
 
 text_case("cycle", "g (float[1] x) => (float[1] b) { a = Add(x, b) b = Relu(a) }", "cycle")
 text_case("cycle_behind", "g (float[1] x) => (float[1] z) { z = Neg(b) a = Add(x, b) b = Relu(a) }", "cycle")
@@ -460,7 +462,7 @@ proto_case(
     "very_long_name", edited(lambda m: setattr(m.graph.node[0], "name", "n" * 70_000)), "longer than 65536"
 )
 proto_case(
-    "name_not_utf8", lambda: good().SerializeToString().replace(b"e_out", b"\xff\xfe\xfd\xfc\xfb"), "not UTF-8"
+    "name_not_utf8", lambda: good().SerializeToString().replace(b"e_out", b"\xff\xfe_\xfc\xfb"), "not UTF-8"
 )  # fmt: skip
 
 
@@ -604,7 +606,7 @@ def _initializers_30000(folder: Path) -> Path:
     return write(folder, model)
 
 
-# --- files ------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def _zip() -> bytes:

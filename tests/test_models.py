@@ -21,7 +21,7 @@ from PIL import Image
 from onnxcomp.runtime import open_session
 
 FOLDER = Path(__file__).resolve().parents[1] / "models"
-MANIFEST: list[dict[str, Any]] = tomllib.loads((FOLDER / "manifest.toml").read_text(encoding="utf-8"))["model"]
+MANIFEST: list[dict[str, Any]] = tomllib.loads((FOLDER / "manifest.toml").read_text("utf-8"))["model"]
 BY_NAME = {entry["name"]: entry for entry in MANIFEST}
 
 # The structures for which each model is here: an exporter that folds or rewrites them would make it useless.
@@ -49,7 +49,7 @@ def feeds_and_labels(entry: dict[str, Any]) -> tuple[dict[str, npt.NDArray[Any]]
 
 
 def rows(feeds: dict[str, npt.NDArray[Any]]) -> list[bytes]:
-    return [b"".join(value[i].tobytes() for value in feeds.values()) for i in range(len(next(iter(feeds.values()))))]
+    return [b"".join(part.tobytes() for part in sample) for sample in zip(*feeds.values(), strict=True)]
 
 
 @pytest.fixture
@@ -124,7 +124,9 @@ def test_denoiser_improves_on_its_input() -> None:
 
 
 @each_model
-def test_calibration_and_evaluation_samples_are_disjoint_and_named_like_the_inputs(entry: dict[str, Any]) -> None:
+def test_calibration_and_evaluation_are_disjoint_and_named_like_the_inputs(
+    entry: dict[str, Any],
+) -> None:
     calib = arrays(entry["calib"])
     evaluation, _ = feeds_and_labels(entry)
     inputs = {tensor.name for tensor in open_session(FOLDER / entry["file"]).inputs}
@@ -159,7 +161,9 @@ def test_png_folder_and_its_specification_give_rows_of_the_resnet_evaluation_dat
         assert known[x.tobytes()] == int(file.parent.name)
 
 
-@pytest.mark.parametrize(("name", "size"), [("digits_resnet", 32), ("digits_transformer", 16), ("digits_gru", 16)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("digits_resnet", 32), ("digits_transformer", 16), ("digits_gru", 16)]
+)
 def test_sample_data_are_the_parts_of_the_digits_that_training_does_not_see(
     common: ModuleType, name: str, size: int
 ) -> None:

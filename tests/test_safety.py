@@ -1,7 +1,8 @@
-"""Every malformed, hostile or odd model is refused with a ModelError or accepted, soon and in little memory."""
+"""Each malformed, hostile or odd model is refused with a ModelError or accepted, soon, in little memory."""
 
 import importlib.util
 import os
+import random
 import re
 import sys
 import time
@@ -9,10 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import onnx
 import pytest
-from onnx import parser
 
 from onnxcomp.errors import ModelError
 from onnxcomp.safety import check, custom_operators
@@ -60,3 +59,87 @@ def test_case(name: str, tmp_path: Path, one_gibibyte: None) -> None:
         with pytest.raises(ModelError, match=case.error):
             check(read_skeleton(path).proto, path.parent, path, allow_symlinks=case.allow_symlinks)
     assert time.perf_counter() - begin < 2
+
+
+def _mutations(seed: int) -> Iterator[bytes]:
+    """Cut off, with flipped bits, and with bytes copied over others."""
+    generator = random.Random(seed)
+    for good in (malformed.good().SerializeToString(), malformed.nested(3)):
+        for _ in range(25):
+            yield good[: generator.randrange(len(good))]
+            flipped = bytearray(good)
+            for _ in range(generator.choice((1, 3))):
+                flipped[generator.randrange(len(good))] ^= 1 << generator.randrange(8)
+            yield bytes(flipped)
+            start, other = generator.randrange(len(good)), generator.randrange(len(good))
+            yield good[:start] + good[other : other + 20] + good[start + 20 :]
+
+
+def test_damaged_files_are_refused_or_accepted_but_never_fail_otherwise(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    refused = 0
+    for content in _mutations(0):
+        path.write_bytes(content)
+        begin = time.perf_counter()
+        try:
+            custom_operators(read_skeleton(path).proto)
+            check(read_skeleton(path).proto, tmp_path, path)
+        except ModelError:
+            refused += 1
+        assert time.perf_counter() - begin < 1
+    assert refused > 75
+
+
+def test_the_zoo_is_accepted_without_custom_operators() -> None:
+    models = sorted(Path("/work/shared/zoo/models").glob("*.onnx"))
+    if not models:
+        pytest.skip("the zoo is not here")
+    for path in models:
+        proto = read_skeleton(path).proto
+        assert check(proto, path.parent, path) == []
+        assert custom_operators(proto) == []
+
+
+def test_custom_operators_are_those_that_nobody_defines(tmp_path: Path) -> None:
+    model = malformed.parse(
+        """g (float[1] x, bool c) => (float[1] y) {
+            a = Affine (x)
+            b = com.microsoft.Gelu (a)
+            d = f.F (b)
+            e = ai.onnx.ml.Normalizer (d)
+            y = If (c) <then_branch = t () => (float[1] u) { u = com.acme.Inner (e) },
+                        else_branch = s () => (float[1] v) { v = Unheard (e) }>
+        }""",
+        'ir_version: 10, opset_import: ["" : 9, "f" : 1, "com.acme" : 1]',
+    )
+    model.functions.add(name="F", domain="f").node.add(op_type="Outer", domain="com.acme")
+    assert custom_operators(model) == [("", "Unheard"), ("com.acme", "Inner"), ("com.acme", "Outer")]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(nodes=1), "more than 1 nodes"),
+        (Limits(attributes=1), "1 attributes"),
+        (Limits(name_bytes=3), "longer than 3"),
+        (Limits(expanded_nodes=2), "functions expanded the model has more than 2 nodes"),
+        (Limits(opset=13), "opset 17; 1 to 13"),
+        (Limits(ir_version=9), "IR version 10"),
+    ],
+)
+def test_limits_are_kept(limits: Limits, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        check(malformed.good(), tmp_path, tmp_path / "m.onnx", limits)
+
+
+def test_a_model_deeper_than_any_file_does_not_exhaust_the_stack(tmp_path: Path) -> None:
+    model = malformed.parse(malformed.RELU)
+    graph = model.graph
+    for level in range(200):
+        graph.node.add(op_type="If", output=[f"o{level}"]).attribute.add(
+            name="then_branch", type=onnx.AttributeProto.GRAPH
+        )
+        graph = graph.node[-1].attribute[0].g
+        graph.output.add(name="x")
+    with pytest.raises(ModelError, match="nested too deep"):
+        check(model, tmp_path, tmp_path / "m.onnx")

@@ -32,7 +32,7 @@ def test_an_error_of_onnxcomp_passes_through(tmp_path: Path) -> None:
 
 
 def test_another_exception_keeps_its_type_and_carries_the_trace_of_the_child() -> None:
-    with pytest.raises(ValueError, match="domain|nonnegative") as caught:
+    with pytest.raises(ValueError, match=r"domain|nonnegative") as caught:
         run_in_child(math.sqrt, -1.0)
     assert "In the child process" in caught.value.__notes__[0]
 

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Batch, Dataset, sample_hashes
+from onnxcomp.class_metrics import class_labels
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.interface import interface_changes
-from onnxcomp.metrics import Tolerance, class_labels, measure
+from onnxcomp.metrics import Tolerance, measure
 from onnxcomp.noise import Noise, flatten, measure_noise, tolerances
 from onnxcomp.quality import Metric, is_float, output_roles
 from onnxcomp.runtime import Session, open_session
@@ -63,18 +64,13 @@ def verify(
     Raises ModelError if the original cannot be run, DataError if the data do not fit it, InconclusiveError if
     no inputs can be made up, UsageError for bad options.
     """
-    if (
-        effect not in ("exact", "float", "lossy")
-        or not max_drop >= 0
-        or (samples is not None and samples < 1)
-    ):
-        raise UsageError(
-            f"cannot verify with effect {effect!r}, max_drop {max_drop!r} and samples {samples!r}"
-        )
+    known = effect in ("exact", "float", "lossy")
+    if not known or not max_drop >= 0 or (samples is not None and samples < 1):
+        raise UsageError(f"cannot verify with effect {effect!r}, max_drop {max_drop!r}, samples {samples!r}")
     original, candidate = _fixed(original), _fixed(candidate)
     proto = _read(original, "original")
     reference, optimize = _open_original(original, effect, threads, provider)
-    source = data.source if data else f"inputs synthesized from the graph (seed {seed})"
+    source = f"inputs synthesized from the graph (seed {seed})" if data is None else data.source
     blank = Verification("failed", effect, source, 0, 0, None, {}, {}, ())
     try:
         session = open_session(candidate, provider=provider, threads=threads, optimize=optimize)

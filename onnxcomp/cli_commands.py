@@ -1,0 +1,131 @@
+"""What each command does: call the Python function of the same name, and say how its result is shown.
+
+Nothing heavy is imported before the command is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.errors import InconclusiveError, OnnxcompError, TargetError, VerificationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from onnxcomp.cli_progress import Progress
+
+__all__ = ["COMMANDS", "Outcome"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of a command: as JSON, how to show it, and the error that it ends with, if any.
+
+    `written` says that the JSON file has been written already.
+    """
+
+    data: Any
+    show: Callable[[Console], None]
+    error: OnnxcompError | None = None
+    written: bool = False
+
+
+def optimize(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import cli_report
+    from onnxcomp.optimizer import optimize as run
+
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet")}
+    if given["json"] == "-":
+        del given["json"]
+    report = run(given.pop("model"), given.pop("output"), progress=progress, **given)
+    error = TargetError("; ".join(report.unmet)) if report.unmet else None
+    return Outcome(
+        report.to_json(),
+        lambda console: cli_report.show_report(console, report, verbose=args.verbose),
+        error,
+        written=args.json != "-",
+    )
+
+
+def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import api, cli_report
+
+    found = api.verify(
+        args.original,
+        args.candidate,
+        args.data,
+        preprocess=args.preprocess,
+        max_drop=args.max_drop,
+        metric=args.metric,
+        samples=args.samples,
+        threads=args.threads,
+        provider=args.provider,
+        seed=args.seed,
+        progress=progress,
+    )
+    error: OnnxcompError | None = None
+    try:
+        found.raise_if_failed()
+    except (VerificationError, InconclusiveError) as failure:
+        error = failure
+    return Outcome(found.to_json(), lambda console: cli_report.show_verification(console, found), error)
+
+
+def bench(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import api, cli_tables
+
+    found = api.benchmark(
+        *args.models,
+        data=args.data,
+        preprocess=args.preprocess,
+        batch=args.batch,
+        provider=args.provider,
+        threads=args.threads,
+        seconds=args.seconds,
+        seed=args.seed,
+        progress=progress,
+    )
+    return Outcome(found.to_json(), lambda console: cli_tables.show_benchmark(console, found))
+
+
+def inspect(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import cli_tables
+    from onnxcomp.inspection import inspect as run
+
+    progress(0.0, "reading")
+    found = run(args.model)
+    data = found.to_json()
+    return Outcome(data, lambda console: cli_tables.show_inspection(console, data, nodes=bool(args.nodes)))
+
+
+def passes(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import cli_passes
+    from onnxcomp.registry import load_pass, pass_names
+
+    if args.name is None:
+        listed = [cli_passes.describe(load_pass(name)) for name in pass_names()]
+        return Outcome(listed, lambda console: cli_passes.show_list(console, listed))
+    one = cli_passes.describe(load_pass(args.name))
+    return Outcome(one, lambda console: cli_passes.show_one(console, one))
+
+
+def doctor(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import cli_tables
+    from onnxcomp.environment import doctor as run
+
+    progress(0.0, "trying the execution providers")
+    found = run()
+    return Outcome(found.to_json(), lambda console: cli_tables.show_doctor(console, found))
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Progress], Outcome]] = {
+    "optimize": optimize,
+    "verify": verify,
+    "bench": bench,
+    "inspect": inspect,
+    "passes": passes,
+    "doctor": doctor,
+}

@@ -1,0 +1,180 @@
+"""The commands and options of `onnxcomp`, and what is said about a misspelt one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from onnxcomp import __version__
+from onnxcomp.errors import UsageError
+from onnxcomp.registry import suggest
+
+__all__ = ["parse"]
+
+_DATA = "samples: .npz, .npy, a folder of those, of test_data_set_N or of pictures, or package.module:function"
+_EXIT_CODES = """\
+exit codes: 0 done and verified, 1 internal error, 2 usage, 3 model or data rejected, 4 verification failed,
+5 target or budget not met, 6 provider not available, 7 inconclusive, 8 out of memory, time or disk, 130 interrupted"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, but errors are UsageErrors in one sentence, and options are never abbreviated."""
+
+    def __init__(self, **settings: Any) -> None:
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; `{self.prog} --help` shows how it is used")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options in `argv`. Raises UsageError; exits with 0 after --help and --version."""
+    parser, commands = _build()
+    if argv:
+        _check_spelling(argv, commands)
+    args = parser.parse_args(argv)
+    if args.command is None:
+        raise UsageError(f"give a command: {', '.join(commands)}; `onnxcomp --help` explains them")
+    return args
+
+
+def _check_spelling(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> None:
+    """Unknown commands and long options, with the closest known one. argparse would only list what there is."""
+    word, *rest = argv
+    if word.startswith("-"):
+        return
+    if word not in commands:
+        raise UsageError(f"unknown command {word!r}{suggest(word, commands)}; there are: {', '.join(commands)}")
+    known = commands[word]._option_string_actions
+    for text in rest:
+        if text == "--":
+            return
+        option = text.partition("=")[0]
+        if option.startswith("--") and option not in known:
+            raise UsageError(
+                f"`onnxcomp {word}` has no option {option!r}{suggest(option, known)}; "
+                f"`onnxcomp {word} --help` lists them"
+            )
+
+
+def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="onnxcomp",
+        description="Makes ONNX models smaller and faster, and proves that they still do the same job.",
+        epilog=f"first steps: onnxcomp optimize model.onnx --calib samples.npz -o small.onnx\n\n{_EXIT_CODES}",
+    )
+    parser.add_argument("--version", action="version", version=f"onnxcomp {__version__}")
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, text, add in (
+        ("optimize", "run passes on a model, verify and time the result, write it", _add_optimize),
+        ("verify", "compare two models on data", _add_verify),
+        ("bench", "latency, memory and load time; several models are interleaved", _add_bench),
+        ("inspect", "what is in a model: parameters, MACs, bytes, operators, dimensions", _add_inspect),
+        ("passes", "list the passes, or explain one: options, formulas, guarantees", _add_passes),
+        ("doctor", "what works on this machine: versions, providers, int8 instructions", _add_doctor),
+    ):
+        commands[name] = group.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        add(commands[name])
+        _add_common(commands[name])
+    return parser, commands
+
+
+def _add_optimize(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the ONNX file; it is never modified")
+    add("-o", "--output", metavar="OUT", help="file to write (default: MODEL.opt.onnx beside the model)")
+    add("--calib", metavar="DATA", help=f"unlabelled {_DATA}; unlocks int8")
+    add("--eval", metavar="DATA", help="data to verify on, with labels if there are any (default: a fifth of --calib)")
+    add("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
+    add("--target", metavar="NAME", help="cpu, cuda or tensorrt (default: cpu)")
+    add("--max-drop", metavar="SHARE", help="quality that may be lost against the original (default: 1%%)")
+    add("--metric", metavar="FUNCTION", help="package.module:function(outputs, labels) -> float, higher is better")
+    add("--goal", metavar="NAME", help="latency, size or balanced (default: balanced)")
+    add("--size", metavar="FACTOR", help="file size to reach, such as 4x; exit code 5 if it is not")
+    add("--speed", metavar="FACTOR", help="speed-up to reach, such as 2x; exit code 5 if it is not")
+    add("--passes", metavar="SPEC", help='passes to run, such as "cleanup,fuse,quantize:ranges=mse"')
+    add("--recipe", metavar="FILE", help="TOML file with these options as keys; what is given here wins")
+    add("--samples", metavar="N", type=int, help="calibration samples to use at most (default: 512)")
+    add("--seed", metavar="N", type=int, help="seed of everything random (default: 0)")
+    add("--threads", metavar="N", type=int, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
+    add("--workers", metavar="N", type=int, help="processes to use for calibration (default: 1)")
+    add("--memory", metavar="SIZE", help="memory for calibration statistics, such as 2GB (default: 1GiB)")
+    add("--bench-seconds", metavar="S", type=float, help="time for the benchmark, 0 for none (default: 4)")
+    add("--external-data", **_flag(), help="weights into a separate file (always done above 1.5 GB)")
+    add("--allow-symlinks", **_flag(), help="follow symbolic links to external data, as in hub caches")
+    add("--no-verify", dest="verify", action="store_const", const=False, help="skip the comparison with the original")
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("original", metavar="ORIGINAL")
+    add("candidate", metavar="CANDIDATE")
+    _add_data(parser)
+    add("--max-drop", metavar="SHARE", default="1%", help="quality that may be lost (default: 1%%)")
+    add("--metric", metavar="FUNCTION", help="package.module:function(outputs, labels) -> float, higher is better")
+    add("--samples", metavar="N", type=int, help="samples to compare at most (default: all)")
+    _add_runtime(parser)
+    parser.epilog = "exit codes: 0 passed, 4 failed, 7 inconclusive (too few samples, or a random model)"
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("models", metavar="MODEL", nargs="+", help="the first is the baseline of the others")
+    _add_data(parser)
+    add("--batch", metavar="N", type=int, help="samples per run, where the model leaves it open (default: 1)")
+    add("--seconds", metavar="S", type=float, default=10.0, help="time for the measurement (default: 10)")
+    _add_runtime(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--nodes", **_flag(), help="one line for each node as well")
+
+
+def _add_passes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="the pass to explain")
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    del parser  # it has the common options only
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", metavar="DATA", help=f"{_DATA} (default: made up from the graph)")
+    parser.add_argument("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--provider", metavar="NAME", default="cpu", help="cpu, cuda, tensorrt, or a full name (default: cpu)")
+    add("--threads", metavar="N", type=int, default=1, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
+    add("--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--json",
+        metavar="FILE",
+        nargs="?",
+        const="-",
+        type=_json_file,
+        help="write the result as JSON; - (or nothing, at the end) for standard output",
+    )
+    add("--force", **_flag(), help="overwrite files that exist")
+    add("-v", "--verbose", action="store_true", help="every reason in full, and tracebacks")
+    add("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _flag() -> dict[str, Any]:
+    """True where the flag is given, else None: "not given", so that a recipe may say otherwise."""
+    return {"action": "store_const", "const": True}
+
+
+def _json_file(text: str) -> str:
+    if text.endswith(".onnx"):
+        raise argparse.ArgumentTypeError(f"{text} looks like a model; name a file to write, or put --json at the end")
+    return text

@@ -1,0 +1,74 @@
+"""Progress on the error stream: a bar on a terminal, a line per step in a log, nothing when quiet."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from onnxcomp.cli_text import plain
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
+__all__ = ["Progress"]
+
+
+class Progress:
+    """Called with a share from 0 to 1 and what is being done, as the Python functions call it; a context manager.
+
+    On a terminal the bar is gone when the context ends. Elsewhere a line is written where a new step begins.
+    """
+
+    def __init__(self, *, quiet: bool = False, stream: Any = None) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._quiet = quiet
+        self._bar: Bar | None = None
+        self._step = ""
+
+    def __enter__(self) -> Self:
+        if not self._quiet and self._stream.isatty():
+            self._bar = _bar(self._stream)
+        if self._bar is not None:
+            self._bar.add_task("starting", total=1.0)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, share: float, what: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=share, description=plain(what))
+        elif not self._quiet and share == 0.0:
+            step = re.sub(r"\d+", "", what.partition(":")[0])  # not a line for each number that goes up
+            if step != self._step:
+                self._stream.write(plain(what) + "\n")
+                self._stream.flush()
+            self._step = step
+
+
+def _bar(stream: Any) -> Bar | None:
+    """The bar, or None for a terminal that cannot move its cursor."""
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    console = Console(file=stream, markup=False, highlight=False, emoji=False)
+    if console.is_dumb_terminal:
+        return None
+    return Bar(
+        SpinnerColumn("line"),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )

@@ -1,0 +1,105 @@
+"""Numbers and names as people read them. What comes from a model file is printed only after `plain`."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+__all__ = [
+    "count", "interval", "milliseconds", "number", "percent", "plain", "ratio", "short_names", "size", "summarize",
+    "tally",
+]  # fmt: skip
+
+_UNITS = ("", "k", "M", "G", "T", "P")
+
+
+def plain(value: Any) -> str:
+    """Text safe for a terminal: line breaks become spaces, control and invisible characters escapes such as \\x1b."""
+    text = " ".join(str(value).split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with `digits` significant digits; "-" for None, "∞" for infinity."""
+    if value is None or math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value == 0 or 1e-4 <= abs(value) < 1e6:
+        places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+        return f"{value:,.{max(0, places)}f}"
+    return f"{value:.{digits - 1}e}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in decimal units: 1586509 is "1.59 MB"."""
+    return "-" if value is None else f"{_scaled(value)}B"
+
+
+def count(value: int | None) -> str:
+    """A count in full up to a million, then in units: "393,778", "12.3 M"."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if abs(value) < 1_000_000 else _scaled(value)
+
+
+def milliseconds(value: float | None) -> str:
+    return "-" if value is None else f"{number(value)} ms"
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """A share in percent: 0.9975 is "99.75 %"."""
+    return "-" if share is None or not math.isfinite(share) else f"{100 * share:.{digits}f} %"
+
+
+def ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}x"
+
+
+def interval(ci: Sequence[float] | None, scale: float = 1.0) -> str:
+    """A 95 % interval: "1.98 to 2.06"."""
+    return "-" if ci is None else f"{scale * ci[0]:.2f} to {scale * ci[1]:.2f}"
+
+
+def summarize(details: Mapping[str, Any]) -> str:
+    """A pass's own account in one line: "quantized 21, ranges mse". Tables and lists only by their length."""
+    parts = []
+    for key, value in details.items():
+        if isinstance(value, (Mapping, list, tuple)):
+            value = len(value)
+        elif isinstance(value, float):
+            value = number(value)
+        parts.append(f"{key.replace('_', ' ')} {value}")
+    return plain(", ".join(parts))
+
+
+def tally(reasons: Iterable[str], most: int = 1) -> str:
+    """How many, and the most frequent: "7 left alone, mostly: the weight is not constant (5)"."""
+    counted = Counter(reasons)
+    total = counted.total()
+    if len(counted) == 1:
+        return f"{total} left alone: {plain(next(iter(counted)))}"
+    shown = "; ".join(f"{plain(reason)} ({n})" for reason, n in counted.most_common(most))
+    return f"{total} left alone, mostly: {shown}"
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """File names without folders where these differ, else the paths; numbered where a path is there twice."""
+    names = [path.replace("\\", "/").rpartition("/")[2] for path in paths]
+    if len(set(names)) < len(names):
+        names = list(paths)
+    if len(set(names)) < len(names):
+        names = [f"{i}: {name}" for i, name in enumerate(names, 1)]
+    return [plain(name) for name in names]
+
+
+def _scaled(value: float) -> str:
+    step = min(len(_UNITS) - 1, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
+    if step == 0:
+        return f"{value:.0f} "
+    scaled = value / 1000**step
+    if round(scaled, 2 - math.floor(math.log10(scaled))) >= 1000 and step + 1 < len(_UNITS):
+        step, scaled = step + 1, scaled / 1000
+    return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled)))}f} {_UNITS[step]}"

@@ -1,0 +1,116 @@
+"""Second moments of the inputs of weighted operators: what a change of the weights does to the output.
+
+For an operator y = W x + b with x the vector that one output position multiplies (for a Conv the patch under the
+kernel, K = C/g * kh * kw entries per group), the squared error of a changed weight is, with the bias re-centred,
+
+    E |(W' - W)(x - m)|^2 = sum over rows d of  d (H - m m^T) d^T,     H = E[x x^T],  m = E[x]
+
+so H and m are all that rounding, pruning and re-solving need. Sums are float64 and add up over shards. Of large maps a
+seeded sample of positions is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.passes.linear import Linear
+
+__all__ = ["Gram", "patches"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass
+class Gram:
+    """Sum of x x^T and of x over the rows seen: float64 [groups, K, K] and [groups, K]."""
+
+    products: Array
+    totals: Array
+    rows: int = 0
+
+    @classmethod
+    def empty(cls, groups: int, length: int) -> Gram:
+        return cls(np.zeros((groups, length, length)), np.zeros((groups, length)))
+
+    def add(self, x: Array) -> None:
+        """Take rows in: [groups, rows, K]."""
+        wide = x.astype(np.float32 if x.shape[-1] > 64 else np.float64)
+        self.products += np.matmul(wide.transpose(0, 2, 1), wide)
+        self.totals += x.sum(axis=1, dtype=np.float64)
+        self.rows += x.shape[1]
+
+    def merge(self, other: Gram) -> None:
+        self.products = self.products + other.products
+        self.totals = self.totals + other.totals
+        self.rows += other.rows
+
+    @property
+    def mean(self) -> Array:
+        return np.asarray(self.totals / max(self.rows, 1))
+
+    @property
+    def covariance(self) -> Array:
+        """E[x x^T] - m m^T, [groups, K, K]."""
+        m = self.mean
+        return np.asarray(self.products / max(self.rows, 1) - m[:, :, None] * m[:, None, :])
+
+
+def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Array:
+    """The vectors that the operator multiplies, [groups, at most `rows`, K], for an input activation.
+
+    K runs over (channel in group, kernel position) as in the weight: W.reshape(out, K) for Conv, W[:, o] for MatMul.
+    """
+    if view.op in ("Gemm", "MatMul"):
+        flat = x.reshape(1, -1, x.shape[-1])
+        return flat[:, _pick(flat.shape[1], rows, rng)] if flat.shape[1] > rows else flat
+    if view.op != "Conv":
+        raise ValueError(f"no patches for {view.op}")
+    kernel = view.weight.shape[2:]
+    spatial = len(kernel)
+    attrs = view.node.attrs
+    strides, dilations = attrs.get("strides", [1] * spatial), attrs.get("dilations", [1] * spatial)
+    padded = np.pad(x, [(0, 0), (0, 0), *_padding(view, x.shape[2:], kernel, strides, dilations)])
+    counts = [
+        (padded.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(spatial)
+    ]
+    total = x.shape[0] * int(np.prod(counts))
+    picked = _pick(total, rows, rng) if total > rows else np.arange(total)
+    sample, *corner = np.unravel_index(picked, (x.shape[0], *counts))
+    index: list[Any] = [sample.reshape(-1, *(1,) * spatial)]
+    for i in range(spatial):
+        shape = [1] * (spatial + 1)
+        shape[i + 1] = kernel[i]
+        offsets = (np.arange(kernel[i]) * dilations[i]).reshape(shape)
+        index.append(corner[i].reshape(-1, *(1,) * spatial) * strides[i] + offsets)
+    found = padded[(index[0], slice(None), *index[1:])]  # [rows, kernel..., channels]: advanced axes come first
+    found = np.moveaxis(found, -1, 1)
+    groups = view.groups
+    grouped = found.reshape(found.shape[0], groups, -1)
+    return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+
+def _pick(total: int, rows: int, rng: np.random.Generator) -> Array:
+    return np.sort(rng.choice(total, rows, replace=False))
+
+
+def _padding(
+    view: Linear, size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
+) -> list[tuple[int, int]]:
+    auto = view.node.attrs.get("auto_pad", "NOTSET")
+    spatial = len(kernel)
+    if auto in ("NOTSET", ""):
+        pads = view.node.attrs.get("pads", [0] * (2 * spatial))
+        return [(pads[i], pads[i + spatial]) for i in range(spatial)]
+    if auto == "VALID":
+        return [(0, 0)] * spatial
+    found = []
+    for i in range(spatial):
+        span = dilations[i] * (kernel[i] - 1) + 1
+        need = max((-(-size[i] // strides[i]) - 1) * strides[i] + span - size[i], 0)
+        begin = need // 2 if auto == "SAME_UPPER" else need - need // 2
+        found.append((begin, need - begin))
+    return found

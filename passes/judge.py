@@ -1,0 +1,69 @@
+"""How close a candidate is to the float model, in one number, on samples that calibration did not see.
+
+The score is the signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y - y')^2), averaged over the outputs.
+Where an output is a Softmax, its input is compared: probabilities saturate and hide what rounding did to the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.runner import expose
+from onnxcomp.graph import Model, producer
+
+__all__ = ["Judge"]
+
+Array = npt.NDArray[Any]
+_LIMIT = 1 << 28  # bytes of reference outputs that are kept
+
+
+class Judge:
+    """Compares candidates with `reference` on up to `samples` samples of `data`, whose outputs it keeps."""
+
+    def __init__(self, reference: Model, data: Dataset, *, samples: int = 64, threads: int = 1) -> None:
+        self._threads = threads
+        self._feeds: list[Mapping[str, Array]] = []
+        self._expected: list[list[Array]] = []
+        names = _compared(reference)
+        session = expose(reference, names, threads=threads)
+        held = 0
+        for batch in data.batches(samples):
+            values = [np.asarray(v) for v in session.run(batch.feeds, names)]
+            held += sum(v.nbytes for v in values)
+            self._feeds.append(batch.feeds)
+            self._expected.append(values)
+            if held > _LIMIT:
+                break
+
+    def score(self, candidate: Model) -> float:
+        """SQNR in dB, mean over the float outputs; minus infinity if an output is not finite."""
+        names = _compared(candidate)
+        session = expose(candidate, names, threads=self._threads)
+        signal, noise = np.zeros(len(names)), np.zeros(len(names))
+        for feeds, expected in zip(self._feeds, self._expected, strict=True):
+            for i, (x, y) in enumerate(zip(expected, session.run(feeds, names), strict=True)):
+                if x.dtype.kind == "f":
+                    wide = x.astype(np.float64)
+                    signal[i] += np.square(wide).sum()
+                    noise[i] += np.square(wide - y).sum()
+        used = signal > 0
+        if not np.isfinite(noise).all():
+            return float("-inf")
+        ratios = signal[used] / np.maximum(noise[used], 1e-12 * signal[used])
+        return float(np.mean(10 * np.log10(ratios))) if used.any() else float("inf")
+
+
+def _compared(model: Model) -> list[str]:
+    """For each output the name of the value to compare: the output, or what goes into its Softmax."""
+    names = []
+    for output in model.graph.outputs:
+        node = producer(output)
+        soft = node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid") and not node.domain
+        source = node.inputs[0] if node is not None and soft else output
+        names.append(source.name if producer(source) is not None else output.name)
+    return names
