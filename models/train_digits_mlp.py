@@ -23,6 +23,7 @@ def main() -> None:
     pipeline = make_pipeline(StandardScaler(), classifier).fit(train, np.tile(labels[split.train], 8))
     model = skl2onnx.to_onnx(
         pipeline,
+        name="digits_mlp",  # a random name otherwise
         initial_types=[("pixels", FloatTensorType([None, pixels.shape[1]]))],
         options={id(pipeline): {"zipmap": False}},
         target_opset={"": 17, "ai.onnx.ml": 3},

@@ -98,12 +98,10 @@ class Scope:
 
 
 def label(node: NodeProto) -> str:
-    """A node as messages name it."""
-    return (
-        f"{node.op_type} node {node.name!r}"
-        if node.name
-        else f"{node.op_type} node of {list(node.output)[:1]}"
-    )
+    """A node as messages name it; names from a file are shortened and escaped."""
+    operator = node.op_type if str(node.op_type).isidentifier() else repr(node.op_type)
+    which = repr(node.name[:80]) if node.name else f"of {[name[:80] for name in node.output[:1]]}"
+    return f"{operator[:80]} node {which}"
 
 
 def check_size(node: NodeProto, scope: Scope, limits: Limits) -> None:

@@ -105,7 +105,9 @@ def _fail(message: str, code: int, *, traceback: bool) -> int:
 
 
 def _bug(message: str) -> int:
-    hint = "this is a bug in onnxcomp: please report it with the lines above and what `onnxcomp doctor` prints"
+    hint = (
+        "this is a bug in onnxcomp: please report it with the lines above and what `onnxcomp doctor` prints"
+    )
     return _fail(f"{message.rstrip('.')}; {hint}", 1, traceback=True)
 
 
@@ -117,7 +119,7 @@ def _print_traceback() -> None:
 
 
 def _reader_gone() -> int:
-    """Whoever read standard output, such as `head`, has gone: say nothing, not even when Python flushes at exit."""
+    """Whoever read standard output, such as `head`, has gone: say nothing, not even in the flush at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

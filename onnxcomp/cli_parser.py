@@ -12,10 +12,13 @@ from onnxcomp.registry import suggest
 
 __all__ = ["parse"]
 
-_DATA = "samples: .npz, .npy, a folder of those, of test_data_set_N or of pictures, or package.module:function"
+_DATA = (
+    "samples: .npz, .npy, a folder of those, of test_data_set_N or of pictures, or package.module:function"
+)
 _EXIT_CODES = """\
-exit codes: 0 done and verified, 1 internal error, 2 usage, 3 model or data rejected, 4 verification failed,
-5 target or budget not met, 6 provider not available, 7 inconclusive, 8 out of memory, time or disk, 130 interrupted"""
+exit codes: 0 done and verified, 1 internal error, 2 usage, 3 model or data
+rejected, 4 verification failed, 5 target or budget not met, 6 provider not
+available, 7 inconclusive, 8 out of memory, time or disk, 130 interrupted"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,12 +44,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_spelling(argv: Sequence[str], commands: dict[str, argparse.ArgumentParser]) -> None:
-    """Unknown commands and long options, with the closest known one. argparse would only list what there is."""
+    """Name the closest known command or option where one is unknown; argparse would only list all."""
     word, *rest = argv
     if word.startswith("-"):
         return
     if word not in commands:
-        raise UsageError(f"unknown command {word!r}{suggest(word, commands)}; there are: {', '.join(commands)}")
+        raise UsageError(
+            f"unknown command {word!r}{suggest(word, commands)}; there are: {', '.join(commands)}"
+        )
     known = commands[word]._option_string_actions
     for text in rest:
         if text == "--":
@@ -63,7 +68,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
     parser = _Parser(
         prog="onnxcomp",
         description="Makes ONNX models smaller and faster, and proves that they still do the same job.",
-        epilog=f"first steps: onnxcomp optimize model.onnx --calib samples.npz -o small.onnx\n\n{_EXIT_CODES}",
+        epilog=f"to begin: onnxcomp optimize model.onnx --calib samples.npz -o small.onnx\n\n{_EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"onnxcomp {__version__}")
     group = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
@@ -87,11 +92,19 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("model", metavar="MODEL", help="the ONNX file; it is never modified")
     add("-o", "--output", metavar="OUT", help="file to write (default: MODEL.opt.onnx beside the model)")
     add("--calib", metavar="DATA", help=f"unlabelled {_DATA}; unlocks int8")
-    add("--eval", metavar="DATA", help="data to verify on, with labels if there are any (default: a fifth of --calib)")
+    add(
+        "--eval",
+        metavar="DATA",
+        help="data to verify on, with labels if there are any (default: a fifth of --calib)",
+    )
     add("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
     add("--target", metavar="NAME", help="cpu, cuda or tensorrt (default: cpu)")
     add("--max-drop", metavar="SHARE", help="quality that may be lost against the original (default: 1%%)")
-    add("--metric", metavar="FUNCTION", help="package.module:function(outputs, labels) -> float, higher is better")
+    add(
+        "--metric",
+        metavar="FUNCTION",
+        help="package.module:function(outputs, labels) -> float, higher is better",
+    )
     add("--goal", metavar="NAME", help="latency, size or balanced (default: balanced)")
     add("--size", metavar="FACTOR", help="file size to reach, such as 4x; exit code 5 if it is not")
     add("--speed", metavar="FACTOR", help="speed-up to reach, such as 2x; exit code 5 if it is not")
@@ -105,7 +118,13 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("--bench-seconds", metavar="S", type=float, help="time for the benchmark, 0 for none (default: 4)")
     add("--external-data", **_flag(), help="weights into a separate file (always done above 1.5 GB)")
     add("--allow-symlinks", **_flag(), help="follow symbolic links to external data, as in hub caches")
-    add("--no-verify", dest="verify", action="store_const", const=False, help="skip the comparison with the original")
+    add(
+        "--no-verify",
+        dest="verify",
+        action="store_const",
+        const=False,
+        help="skip the comparison with the original",
+    )
 
 
 def _add_verify(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +133,11 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     add("candidate", metavar="CANDIDATE")
     _add_data(parser)
     add("--max-drop", metavar="SHARE", default="1%", help="quality that may be lost (default: 1%%)")
-    add("--metric", metavar="FUNCTION", help="package.module:function(outputs, labels) -> float, higher is better")
+    add(
+        "--metric",
+        metavar="FUNCTION",
+        help="package.module:function(outputs, labels) -> float, higher is better",
+    )
     add("--samples", metavar="N", type=int, help="samples to compare at most (default: all)")
     _add_runtime(parser)
     parser.epilog = "exit codes: 0 passed, 4 failed, 7 inconclusive (too few samples, or a random model)"
@@ -144,13 +167,23 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DATA", help=f"{_DATA} (default: made up from the graph)")
-    parser.add_argument("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
+    parser.add_argument(
+        "--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file"
+    )
 
 
 def _add_runtime(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--provider", metavar="NAME", default="cpu", help="cpu, cuda, tensorrt, or a full name (default: cpu)")
-    add("--threads", metavar="N", type=int, default=1, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
+    add(
+        "--provider", metavar="NAME", default="cpu", help="cpu, cuda, tensorrt, or a full name (default: cpu)"
+    )
+    add(
+        "--threads",
+        metavar="N",
+        type=int,
+        default=1,
+        help="threads of ONNX Runtime, 0 for all cores (default: 1)",
+    )
     add("--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)")
 
 
@@ -176,5 +209,7 @@ def _flag() -> dict[str, Any]:
 
 def _json_file(text: str) -> str:
     if text.endswith(".onnx"):
-        raise argparse.ArgumentTypeError(f"{text} looks like a model; name a file to write, or put --json at the end")
+        raise argparse.ArgumentTypeError(
+            f"{text} looks like a model; name a file to write, or put --json at the end"
+        )
     return text

@@ -16,7 +16,7 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """Called with a share from 0 to 1 and what is being done, as the Python functions call it; a context manager.
+    """Called with a share from 0 to 1 and what is being done, as `optimize` and the others call it.
 
     On a terminal the bar is gone when the context ends. Elsewhere a line is written where a new step begins.
     """
@@ -66,7 +66,9 @@ def _bar(stream: Any) -> Bar | None:
         SpinnerColumn("line"),
         BarColumn(bar_width=20),
         TimeElapsedColumn(),
-        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+        TextColumn(
+            "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+        ),
         console=console,
         transient=True,
         redirect_stdout=False,

@@ -8,15 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 __all__ = [
-    "count", "interval", "milliseconds", "number", "percent", "plain", "ratio", "short_names", "size", "summarize",
-    "tally",
+    "count", "dimensions", "interval", "milliseconds", "number", "percent", "plain", "ratio", "short_names",
+    "size", "summarize", "tally",
 ]  # fmt: skip
 
 _UNITS = ("", "k", "M", "G", "T", "P")
 
 
 def plain(value: Any) -> str:
-    """Text safe for a terminal: line breaks become spaces, control and invisible characters escapes such as \\x1b."""
+    """Text safe for a terminal: line breaks become spaces, characters that cannot be seen become escapes."""
     text = " ".join(str(value).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
@@ -45,6 +45,13 @@ def count(value: int | None) -> str:
     return f"{value:,}" if abs(value) < 1_000_000 else _scaled(value)
 
 
+def dimensions(shape: Sequence[int | str | None] | None, between: str = " x ") -> str:
+    """A shape: "batch x 3 x 32 x 32", "?" for a dimension without a name."""
+    if shape is None:
+        return "unknown"
+    return between.join("?" if d is None else plain(d) for d in shape) or "scalar"
+
+
 def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{number(value)} ms"
 
@@ -64,15 +71,12 @@ def interval(ci: Sequence[float] | None, scale: float = 1.0) -> str:
 
 
 def summarize(details: Mapping[str, Any]) -> str:
-    """A pass's own account in one line: "quantized 21, ranges mse". Tables and lists only by their length."""
-    parts = []
-    for key, value in details.items():
-        if isinstance(value, (Mapping, list, tuple)):
-            value = len(value)
-        elif isinstance(value, float):
-            value = number(value)
-        parts.append(f"{key.replace('_', ' ')} {value}")
-    return plain(", ".join(parts))
+    """A pass's own account in one line: "quantized 21, ranges mse". Lists and tables are left to JSON."""
+    plainly = {k: number(v) if isinstance(v, float) else v for k, v in details.items()}
+    shown = (
+        f"{k.replace('_', ' ')} {v}" for k, v in plainly.items() if not isinstance(v, (Mapping, list, tuple))
+    )
+    return plain(", ".join(shown))
 
 
 def tally(reasons: Iterable[str], most: int = 1) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx.inliner
 
 from onnxcomp.errors import DataError, ModelError
-from onnxcomp.graph import Constant, Model, Node
+from onnxcomp.graph import Graph, Model, Node, Variable
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.shapes import Shapes, infer
@@ -31,23 +31,32 @@ def concrete_types(
 ) -> Shapes:
     """Infer types with the open dimensions of the inputs replaced by sizes, and batch dimensions by 1.
 
-    Local functions are expanded for it, so that their results have a shape. `sizes` and `known` are those of
-    `onnxcomp.macs.count_macs`; an open dimension without a name is "INPUT:AXIS" in `sizes`.
-
-    Raises ModelError for functions that cannot be expanded.
+    `sizes` and `known` are those of `onnxcomp.macs.count_macs`; an open dimension without a name is
+    "INPUT:AXIS" in `sizes`. The result is about the model's own tensors, which stay as they are.
     """
     bound = bind(model, sizes or {}, known or {})
-    copy = expand_functions(model)
-    for tensor in copy.graph.inputs:
-        if tensor.shape is not None:
-            tensor.shape = _bound_shape(tensor, bound)
-        if known and tensor.name in known:
-            tensor.shape = list(known[tensor.name])
-    for tensor in copy.graph.outputs:
-        if tensor.shape is not None and not isinstance(tensor, Constant):
-            # A symbol of its own on an output would hide the number that inference finds.
-            tensor.shape = [d if isinstance(d, int) else bound.get(d) for d in tensor.shape]
-    return infer(copy)
+    graph = model.graph
+    # The same nodes behind other inputs: the message is made from names.
+    concrete = Graph(graph.name)
+    concrete.header, concrete.listed, concrete.initializers = graph.header, graph.listed, graph.initializers
+    concrete.nodes, concrete.outputs = graph.nodes, graph.outputs
+    for tensor in graph.inputs:
+        shape = tensor.shape and _bound_shape(tensor, bound)
+        given = known.get(tensor.name, shape) if known else shape
+        twin = Variable(tensor.name, dtype=tensor.dtype, shape=None if given is None else list(given))
+        twin.info = tensor.info
+        concrete.inputs.append(twin)
+    shapes = infer(Model(model.header, concrete, model.functions))
+    types = {t: shapes[t] for scope in graph.scopes() for t in _values(scope)}
+    return Shapes(
+        {**types, **{t: shapes[twin] for t, twin in zip(graph.inputs, concrete.inputs, strict=True)}}
+    )
+
+
+def _values(scope: Graph) -> Iterator[Any]:
+    yield from scope.inputs
+    for node in scope.nodes:
+        yield from node.outputs
 
 
 def concrete_shapes(model: Model, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, Dims]:
@@ -99,7 +108,7 @@ def bind(model: Model, sizes: Mapping[str, int], known: Mapping[str, Dims]) -> d
     for tensor in model.graph.inputs:
         dims = list(tensor.shape or ())
         for axis, dim in enumerate(dims):
-            if isinstance(dim, str) and tensor.name in known:
+            if isinstance(dim, str) and len(known.get(tensor.name, ())) == len(dims):
                 bound[dim] = known[tensor.name][axis]
             elif isinstance(dim, str) and _is_batch(dim, axis, len(dims)):
                 bound.setdefault(dim, 1)

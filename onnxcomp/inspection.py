@@ -1,8 +1,8 @@
 """What is in a model, what it costs, and what the passes could do about it.
 
 Parameters are the elements of all initializers and of the tensors in Constant nodes, each tensor once however
-often it is used. Integers of type int64 are shapes and indices, not parameters; text and truth values are none
-either. Scales and zero points of quantized models count like any other tensor, packed tensors by the elements
+often it is used. Integers of type int64 are shapes and indices, not parameters, nor are text and truth
+values. Scales and zero points of quantized models count like any other tensor, packed tensors by the elements
 that are stored. Weights are read one at a time and in pieces.
 """
 
@@ -86,9 +86,9 @@ class Outlook:
 class Inspection:
     """Everything `onnxcomp inspect` shows.
 
-    `file_bytes` includes data files; for a model in memory `path` and `sha256` are None and it is the size that
-    the file would have. `macs` is a lower bound if `macs_unknown` is not empty. `dynamic` gives for each open
-    dimension the places where it occurs, as "INPUT[AXIS]" or "OUTPUT[AXIS]"; those without a name are "?".
+    `file_bytes` includes data files; for a model in memory `path` and `sha256` are None and it is the size
+    that the file would have. `macs` is a lower bound if `macs_unknown` is not empty. `dynamic` gives for each
+    open dimension the places where it occurs, as "INPUT[AXIS]" or "OUTPUT[AXIS]"; nameless ones are "?".
     """
 
     path: str | None
@@ -132,9 +132,11 @@ def inspect(
     """Look at a model without changing it.
 
     `feeds`, one sample for all inputs, or `sizes`, numbers for open dimensions by name, make MACs of models
-    with open dimensions known; batch dimensions are 1 without them. `trial` runs the lossless passes on a copy.
+    with open dimensions known; batch dimensions are 1 without them.
+    `trial` runs the lossless passes on a copy.
 
-    Raises ModelError if the model cannot be loaded, DataError if it does not run on `feeds`.
+    Raises ModelError if the model cannot be loaded, DataError if it has to run on `feeds` and
+    does not.
     """
     model = io.load(source)
     proto, _ = export_model(model)
@@ -287,8 +289,6 @@ def _try_passes(model: Model) -> list[Outlook]:
 def _quantize_outlook(rows: list[Layer]) -> Outlook:
     """Layers with constant float weights that 8-bit quantization could take, and their share of MACs."""
     chosen = [r for r in rows if r.op in _QUANTIZABLE and r.weighted and r.dtype in _FLOATS]
-    share = sum(r.share for r in chosen)
-    stored_bytes = sum(r.bytes for r in chosen)
-    return Outlook(
-        "quantize", len(chosen), f"{share:.1%} of the known MACs, {stored_bytes:,} bytes of weights"
-    )
+    known = any(r.macs for r in rows)
+    note = f"{sum(r.share for r in chosen):.1%} of the known MACs" if known else "no MACs are known"
+    return Outlook("quantize", len(chosen), note)

@@ -30,7 +30,7 @@ from onnxcomp.serde import export_model, from_proto, import_model, inline, tenso
 from onnxcomp.weights import Weight
 from onnxcomp.wire import read_skeleton
 
-__all__ = ["Saved", "load", "model_bytes", "save", "sha256"]
+__all__ = ["Saved", "check_output", "load", "model_bytes", "save", "save_text", "sha256"]
 
 _INLINE_LIMIT = 1_500_000_000  # above this the payloads go into a data file: one message holds 2 GB at most
 _ALIGNMENT = 64
@@ -111,6 +111,18 @@ def save(
             old.unlink(missing_ok=True)
     size = len(message) + (data.stat().st_size if data else 0)
     return Saved(target, data, size, hashlib.sha256(message).hexdigest())
+
+
+def save_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a text file, whole or not at all. Errors are those of `save`."""
+    target = Path(path)
+    check_output(target, overwrite=overwrite)
+    with _explained(target), contextlib.ExitStack() as cleanup:
+        temporary = _temporary(target, cleanup)
+        with _create(temporary) as file:
+            file.write(text.encode("utf-8"))
+        os.replace(temporary, target)
+        cleanup.pop_all()
 
 
 def check_output(target: Path, *, overwrite: bool) -> None:

@@ -33,8 +33,9 @@ class Layer:
 
     `bits_per_weight` is 8 times the stored bytes behind that input, scales and tables included, per element.
     `quantized` says that the input is an integer of 8 bits or less, or comes from one through
-    DequantizeLinear. `macs` is None where it is not known, 0 where the node is in a branch that does not count;
-    `share` is its share of all MACs that are known. `nested` says that the node is in a branch or a loop.
+    DequantizeLinear. `macs` is None where it is not known, 0 where the node is in a branch that does not
+    count; `share` is its share of all MACs that are known. `nested` says that the node is in a branch or a
+    loop.
     """
 
     node: str

@@ -9,22 +9,27 @@ __all__ = ["Limits"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model may ask for before it is rejected. All sizes in bytes.
+    """What a model may ask for before it is refused. Sizes are in bytes.
 
-    `proto_bytes` is protobuf's own limit. `skeleton_bytes` bounds what is left once the payloads are cut out.
-    `depth` counts nested messages and is protobuf's own limit too: an If in an If costs three of them.
-    `fields` bounds the fields read one by one, and with them the time.
-    `ir_version` and `opset` (of the domain "") are the newest that onnxruntime 1.31 accepts.
+    - `proto_bytes`: the model file; protobuf itself can hold no more.
+    - `skeleton_bytes`: what is left of it once the payloads are cut out; `structure_bytes`: the same without
+      long strings and lists of numbers. Small messages take many times their size in memory.
+    - `depth`: messages inside each other, as protobuf itself allows; an If in an If costs three.
+    - `fields`: fields that are read one by one, and with them the time.
+    - `expanded_nodes`: nodes once every call of a function is replaced by its body.
+    - `dense_bytes`: one tensor that constants alone make; `trips`: runs of one loop body.
+    - `ir_version`, `opset` (of the domain ""): the newest that onnxruntime 1.31 accepts.
     """
 
     proto_bytes: int = 2**31 - 1
-    skeleton_bytes: int = 2**30
+    skeleton_bytes: int = 2**29
+    structure_bytes: int = 2**26
     depth: int = 100
     nodes: int = 1_000_000
     initializers: int = 1_000_000
     functions: int = 100_000
     attributes: int = 10_000_000
-    fields: int = 20_000_000
+    fields: int = 5_000_000
     name_bytes: int = 65_536
     unknown_bytes: int = 2**28
     expanded_nodes: int = 1_000_000

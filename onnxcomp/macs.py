@@ -104,10 +104,10 @@ def count_with_run(
 ) -> tuple[Shapes, Macs]:
     """Types of all values, and MACs: by inference if that is enough, else after one run of the model.
 
-    The run is on `feeds`, or without them on made-up inputs if `sizes` and the batch leave no dimension open. With
-    `feeds`, models with branches and loops always run, as their cost depends on it.
+    The run is on `feeds`, or without them on made-up inputs if `sizes` and the batch leave no dimension open.
+    With `feeds`, models with branches and loops always run, as their cost depends on it.
 
-    Raises DataError if the model does not run on `feeds`.
+    Raises DataError if the model has to run on `feeds` and does not.
     """
     known = {name: tuple(np.shape(value)) for name, value in (feeds or {}).items()}
     shapes = concrete_types(model, sizes=sizes, known=known)

@@ -59,7 +59,7 @@ class Context:
     """What a pass may use besides the model, and where it reports.
 
     `data` is the calibration data (None: none was given). `limit` is the number of rewrites after which `allow` says
-    no. `progress` is told a share from 0 to 1 and what is being done.
+    no. `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is being done.
     """
 
     data: Any = None
@@ -67,9 +67,9 @@ class Context:
     threads: int = 1
     seed: int = 0
     memory: int = 1 << 30
+    max_drop: float = 0.01
     limit: int | None = None
     progress: Callable[[float, str], None] = lambda share, what: None
-    options: Mapping[str, Any] = field(default_factory=dict)
     rewrites: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     asked: int = 0

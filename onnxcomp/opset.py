@@ -21,7 +21,7 @@ import numpy.typing as npt
 import onnx
 
 from onnxcomp.errors import ModelError, UsageError
-from onnxcomp.graph import AttributeRef, Constant, Graph, Model, Node, Variable, sort
+from onnxcomp.graph import AttributeRef, Graph, Model, Node, Variable, sort
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["NEWEST", "upgrade"]
@@ -52,8 +52,8 @@ _WIDENED = {
         "DequantizeLinear Div Dropout Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gemm "
         "Greater Identity If IsNaN LRN Less Log Loop MatMul Max Mean MeanVarianceNormalization Min Mod "
         "Mul Neg NegativeLogLikelihoodLoss NonZero Pad Pow QuantizeLinear Reciprocal Relu Reshape "
-        "ScatterElements ScatterND Shape Sigmoid Sign Size Slice SoftmaxCrossEntropyLoss SpaceToDepth Sqrt Sub Sum Tanh "
-        "Tile Transpose",
+        "ScatterElements ScatterND Shape Sigmoid Sign Size Slice SoftmaxCrossEntropyLoss SpaceToDepth Sqrt "
+        "Sub Sum Tanh Tile Transpose",
         14: "Add CumSum Div GRU Identity LSTM Mul RNN Relu Reshape Sub",
         15: "BatchNormalization Pow Shape",
         16: "GreaterOrEqual Identity If LeakyRelu LessOrEqual Loop PRelu Scan ScatterElements "
@@ -78,23 +78,24 @@ def upgrade(model: Model, target: int) -> list[str]:
     """Raise the standard opset of `model` (graph, subgraphs, local functions) to `target` in place.
 
     What already has `target` or more stays. Outputs keep their values. Returns one note per kind of
-    rewriting, none where only the version had to change.
+    rewriting, none where only the version had to change. Scopes, nodes and tensors are other objects then.
 
     Raises ModelError naming the node that has no equivalent in `target` (the model is unchanged then),
     UsageError for a target above `NEWEST`.
     """
     if target > NEWEST:
         raise UsageError(f"opset {target} is not supported as a target; the highest is {NEWEST}")
-    if all(start >= target for _, start, _ in _regions(model)):
+    if all(version >= target for _, version in model.versions()):
         return []
-    _convert(model.copy(), target)  # a rehearsal: where it fails, the model itself is still as it was
-    notes = _convert(model, target)
-    main = next((o.domain for o in model.header.opset_import if o.domain in _STANDARD), "")
-    model.import_domain(main, target)
-    for function in model.functions:
+    draft = model.copy()
+    notes = _convert(draft, target)
+    main = next((o.domain for o in draft.header.opset_import if o.domain in _STANDARD), "")
+    draft.import_domain(main, target)
+    for function in draft.functions:
         for entry in function.header.opset_import:
             if entry.domain in _STANDARD:
                 entry.version = max(entry.version, target)
+    model.become(draft)
     return [f"{key}: {count} node{'s' * (count > 1)}" for key, count in notes.items()]
 
 
@@ -121,7 +122,6 @@ class _Site:
     types: Shapes
     scope: Graph
     target: int
-    is_function: bool  # function bodies have no initializers
     version: int = 0
     inserted: list[tuple[Node, int]] = field(default_factory=list)
     enlarging: set[Node] = field(default_factory=set)  # were Upsample: all scales are at least 1
@@ -129,11 +129,7 @@ class _Site:
     def constant(self, wish: str, values: npt.ArrayLike, dtype: Any = np.int64) -> Any:
         with np.errstate(over="ignore"):  # the limits of float become infinite in float16, and bound the same
             array = np.asarray(values, np.float64 if dtype != np.int64 else np.int64).astype(dtype)
-        if not self.is_function:
-            return self.model.constant(self.scope, wish, array)
-        output = self.model.variable(wish, array.dtype, array.shape)
-        self.insert("Constant", [], output, {"value": Constant(output.name, array)})
-        return output
+        return self.model.constant(self.scope, wish, array)
 
     def insert(self, op: str, inputs: Sequence[Any], output: Any, attrs: dict[str, Any] | None = None) -> Any:
         """Add a node with the meaning that `op` has in the version being reached. Returns its output."""
@@ -157,20 +153,11 @@ class _Site:
         return bool(tensor.outputs) or any(output is tensor for output in self.scope.outputs)
 
 
-def _regions(model: Model) -> Iterator[tuple[Graph, int, Graph | None]]:
-    """Each scope with the opset that it is written in, and the function body that it belongs to."""
-    yield from ((scope, model.opset, None) for scope in model.graph.scopes())
-    for function in model.functions:
-        version = next((o.version for o in function.header.opset_import if o.domain in _STANDARD), None)
-        if version is not None:
-            yield from ((scope, version, function.body) for scope in function.body.scopes())
-
-
 def _sites(model: Model, target: int, types: Shapes) -> Iterator[tuple[_Site, int, Node]]:
     """Every standard node that is written in an opset below `target`."""
     local = {(domain, name) for domain, name, _ in (function.key for function in model.functions)}
-    for scope, start, body in list(_regions(model)):
-        site = _Site(model, types, scope, target, is_function=scope is body)
+    for scope, start in list(model.versions()):
+        site = _Site(model, types, scope, target)
         for node in list(scope.nodes) if start < target else ():
             if (node.domain or "") in _STANDARD and (node.domain or "", node.op) not in local:
                 yield site, start, node

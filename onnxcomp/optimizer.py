@@ -83,7 +83,10 @@ def optimize(
         unmet=(),
         seconds=time.perf_counter() - begin,
     )
-    return replace(report, unmet=_unmet(report, chosen))
+    report = replace(report, unmet=_unmet(report, chosen))
+    if chosen.json is not None:
+        report.save_json(chosen.json, overwrite=chosen.force)
+    return report
 
 
 def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
@@ -171,6 +174,7 @@ class _Job:
                 threads=self.options.threads,
                 seed=self.options.seed,
                 memory=self.options.memory,
+                max_drop=self.options.max_drop,
                 progress=lambda share, text, what=what: self.progress(share, f"{what}: {text}"),
             )
             record = run_pass(one, self.model, context)

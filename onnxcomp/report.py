@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.io import save_text
 from onnxcomp.manager import PassRecord
 
 if TYPE_CHECKING:
@@ -43,6 +46,11 @@ class Report:
     def exit_code(self) -> int:
         """0, or 5 if a target was not met."""
         return 5 if self.unmet else 0
+
+    def save_json(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write `to_json` to a file. Errors are those of `onnxcomp.save`."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        save_text(text + "\n", path, overwrite=overwrite)
 
     def to_json(self) -> dict[str, Any]:
         """The published JSON object (schema_version 1)."""

@@ -202,7 +202,7 @@ class _Walk:
             self.unimported.add(domain)
         if key in self.functions:
             self.size.calls[key] += 1
-        elif domain == "":
+        if domain == "":  # also when a function has the name: ONNX Runtime may take the operator
             check_size(node, scope, self.limits)
             if op_type == "Loop":
                 check_loop(node, scope, self.limits)

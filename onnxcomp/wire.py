@@ -7,7 +7,7 @@ like external data, with the location `SELF`, which no file can bring along:
     raw_data = <n bytes at position p of the file>
     ->  data_location = EXTERNAL, external_data = {location: SELF, offset: p, length: n}
 
-`float_data` and `double_data`, which old exporters write, have the same bytes in a file and are treated alike.
+`float_data` and `double_data`, which old exporters write, have the same bytes and are treated alike.
 
 Only messages of at least `CUT_BYTES` can hold a payload of that size, so all smaller ones are copied unread.
 The cost is linear in the number of fields that are read and does not depend on the size of the payloads.
@@ -62,7 +62,7 @@ _HOLDERS = frozenset(
         TrainingInfoProto,
     )
 )
-# Data types whose typed field, packed, has the same bytes as `raw_data`: little-endian values one after another.
+# Data types whose typed field, packed, has the same bytes as `raw_data`: little-endian values in a row.
 _PACKED = {
     TensorProto.FLOAT: TensorProto.FLOAT_DATA_FIELD_NUMBER,
     TensorProto.COMPLEX64: TensorProto.FLOAT_DATA_FIELD_NUMBER,
@@ -144,9 +144,12 @@ def _self_references(proto: ModelProto) -> int:
 
 
 @cache
-def _fields(descriptor: Any) -> dict[int, tuple[Any, bool]]:
-    """Field number -> (type of the message in it if that can hold tensors, may it occur more than once)."""
-    return {field.number: (_holder(field.message_type), field.is_repeated) for field in descriptor.fields}
+def _fields(descriptor: Any) -> dict[int, tuple[Any, bool, bool]]:
+    """Field number -> (message type in it that can hold tensors or None, is it repeated, is it a message)."""
+    return {
+        field.number: (_holder(field.message_type), field.is_repeated, field.message_type is not None)
+        for field in descriptor.fields
+    }
 
 
 def _holder(message_type: Any) -> Any:
@@ -160,6 +163,8 @@ class _Walk:
         self.data, self.size, self.name, self.limits, self.cut = data, size, name, limits, cut
         self.chunks: list[bytes] = []
         self.kept = 0  # bytes in chunks
+        self.leaves = 0  # bytes of long strings and number lists among them
+        self.most = limits.skeleton_bytes if cut else limits.proto_bytes
         self.cuts = 0
         self.unknown_bytes = 0
         self.read = 0  # fields
@@ -176,8 +181,9 @@ class _Walk:
                 pending = stop
                 self.drop(key, stop)
                 continue
-            child, repeated = known[number]
+            child, repeated, message = known[number]
             if child is None:
+                self.leaves += 0 if message or stop - begin < CUT_BYTES else stop - begin
                 continue
             if number in seen and not repeated:
                 raise self.error(key, f"has field {number} of {descriptor.name} twice instead of once")
@@ -221,6 +227,9 @@ class _Walk:
                     raise self.error(key, "has a tensor with two payloads")
                 payload = (begin, stop - begin)
                 drop = self.cut and stop - begin >= CUT_BYTES
+                self.leaves += stop - begin if not self.cut else 0
+            elif stop - begin >= CUT_BYTES:
+                self.leaves += stop - begin
             if drop:
                 self.keep(pending, key)
                 pending = stop
@@ -285,8 +294,10 @@ class _Walk:
 
     def keep(self, start: int, stop: int) -> None:
         """Copy bytes as they are."""
-        if self.kept + stop - start > self.limits.skeleton_bytes:
-            raise self.error(start, f"needs more than {self.limits.skeleton_bytes} bytes without its weights")
+        size = self.kept + stop - start
+        if size > self.most or size - self.leaves > self.limits.structure_bytes:
+            limit = self.most if size > self.most else self.limits.structure_bytes
+            raise self.error(start, f"needs more than {limit} bytes without its weights")
         if stop > start:
             self.add(self.data[start:stop])
 

@@ -37,12 +37,13 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built model, its units (of this very model), and its score in dB."""
+    """A built model, its units (of this very model), its score in dB, and its drop in quality (see judge.py)."""
 
     decisions: Decisions
     model: Model
     units: tuple[Unit, ...]
     score: float = float("-inf")
+    drop: float = float("inf")
 
 
 def first_decisions(plan: Placement, skip: frozenset[str], chosen: Mapping[str, QuantParameters]) -> Decisions:

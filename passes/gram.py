@@ -38,8 +38,11 @@ class Gram:
 
     def add(self, x: Array) -> None:
         """Take rows in: [groups, rows, K]."""
-        wide = x.astype(np.float32 if x.shape[-1] > 64 else np.float64)
-        self.products += np.matmul(wide.transpose(0, 2, 1), wide)
+        if x.shape[0] == 1:  # one large product: the matrix library takes it in two dimensions only
+            self.products[0] += x[0].T @ x[0]
+        else:
+            wide = x.astype(np.float64)
+            self.products += np.matmul(wide.transpose(0, 2, 1), wide)
         self.totals += x.sum(axis=1, dtype=np.float64)
         self.rows += x.shape[1]
 

@@ -1,8 +1,9 @@
-"""Float islands: units that cost much accuracy and little time go back to float.
+"""Float islands: units that stay in float because their rounding costs more than their time is worth.
 
-The first and the last layers of a network often decide its error and hold few of its multiplications. Each small unit
-is tried in float on its own, then the best are taken together, greedily, while they help and stay within the budget:
-a share of the multiplications of all weighted units.
+Two uses. The classifier at the end of a network holds few of its multiplications and its output is float anyway, so it
+may stay in float for little (its weight keeps its int8 form in the file only if it is quantized). And where rounding
+breaks the budget, the run of consecutive units whose return to float helps most goes back, again and again, until the
+quality is within the budget; whole runs, because each border between int8 and float costs a conversion.
 """
 
 from __future__ import annotations
@@ -17,45 +18,55 @@ from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 from onnxcomp.shapes import infer
 
-__all__ = ["find_islands"]
+__all__ = ["rescue", "tail_in_float"]
 
-_TRIALS = 12  # units that are tried, the cheapest first
-_WORTH = 0.2  # dB that an island has to bring
+_RUNS = 6  # consecutive runs that are tried in each round of a rescue
+_ROUNDS = 4
+_WORTH = 0.3  # dB that an island has to bring
+
+Build = Callable[[Decisions], Candidate]
+Progress = Callable[[float, str], None]
 
 
-def find_islands(
-    best: Candidate,
-    build: Callable[[Decisions], Candidate],
-    keep_better: Callable[[str, Candidate, Candidate], Candidate],
-    model: Model,
-    budget: float,
-    progress: Callable[[float, str], None],
-) -> Candidate:
-    """The best candidate with some units in float. `budget` is the share of multiplications that may go back."""
-    costs = _shares(best, model)
-    cheap = [key for key in sorted(costs, key=lambda k: costs[k]) if costs[key] <= budget][:_TRIALS]
-    labels = {u.key: u.label for u in best.units}
-    gains: dict[str, float] = {}
-    for number, key in enumerate(cheap):
-        progress(number / max(len(cheap), 1), "looking for float islands")
-        tried = build(replace(best.decisions, skip=best.decisions.skip | {labels[key]}))
-        gains[key] = tried.score - best.score
-    spent = 0.0
-    for key in sorted(gains, key=lambda k: -gains[k]):
-        if gains[key] < _WORTH or spent + costs[key] > budget:
-            continue
-        tried = build(replace(best.decisions, skip=best.decisions.skip | {labels[key]}))
-        kept = keep_better(f"{labels[key]} in float", best, tried)
-        if kept is tried and tried.score - best.score >= _WORTH:
-            best, spent = tried, spent + costs[key]
+def tail_in_float(best: Candidate, build: Build, model: Model, budget: float) -> Candidate:
+    """Try the last weighted unit in float, if it holds at most the share `budget` of all multiplications."""
+    units = [u for u in best.units if u.view is not None]
+    costs = _shares(units, model)
+    if len(units) < 2 or units[-1].node.op == "Conv" or costs[units[-1].key] > budget:
+        return best
+    tried = build(_with_float(best, [units[-1]]))
+    return tried if tried.score >= best.score + _WORTH else best
+
+
+def rescue(best: Candidate, build: Build, max_drop: float, progress: Progress) -> Candidate:
+    """Give back runs of units to float, the most helpful first, until the drop is at most `max_drop`.
+
+    The result may hold no quantized unit; then nothing less helped.
+    """
+    for number in range(_ROUNDS):
+        if best.drop <= max_drop:
+            break
+        units = [u for u in best.units if u.view is not None]
+        if not units:
+            break
+        runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
+        tried = []
+        for position, run in enumerate(runs):
+            progress((number * len(runs) + position) / (_ROUNDS * len(runs)), "looking for layers to keep in float")
+            tried.append(build(_with_float(best, run)))
+        best = max(tried, key=lambda c: (c.drop <= max_drop, c.score))
     return best
 
 
-def _shares(best: Candidate, model: Model) -> dict[str, float]:
+def _with_float(best: Candidate, units: list[Unit]) -> Decisions:
+    return replace(best.decisions, skip=best.decisions.skip | {u.label for u in units})
+
+
+def _shares(units: list[Unit], model: Model) -> dict[str, float]:
     """Share of the multiplications of each weighted unit, by weight size and output positions."""
     shapes = infer(model)
     sizes = {n.outputs[0].name: shapes[n.outputs[0]].shape for n in model.graph.nodes}
-    macs = {u.key: _macs(u, sizes.get(u.key)) for u in best.units if u.view is not None}
+    macs = {u.key: _macs(u, sizes.get(u.key)) for u in units}
     total = sum(macs.values()) or 1.0
     return {key: value / total for key, value in macs.items()}
 

@@ -40,22 +40,33 @@ class Judge:
             if held > _LIMIT:
                 break
 
-    def score(self, candidate: Model) -> float:
-        """SQNR in dB, mean over the float outputs; minus infinity if an output is not finite."""
+    def score(self, candidate: Model) -> tuple[float, float]:
+        """SQNR in dB, mean over the float outputs, and the drop in quality: the share of samples whose class changes
+        if there is one output and it is [samples, classes], else noise power / signal power of the worst output.
+
+        Minus infinity and infinity if an output is not finite.
+        """
         names = _compared(candidate)
         session = expose(candidate, names, threads=self._threads)
         signal, noise = np.zeros(len(names)), np.zeros(len(names))
+        rows, changed = 0, 0
         for feeds, expected in zip(self._feeds, self._expected, strict=True):
             for i, (x, y) in enumerate(zip(expected, session.run(feeds, names), strict=True)):
-                if x.dtype.kind == "f":
-                    wide = x.astype(np.float64)
-                    signal[i] += np.square(wide).sum()
-                    noise[i] += np.square(wide - y).sum()
+                if x.dtype.kind != "f":
+                    continue
+                wide = x.astype(np.float64)
+                signal[i] += np.square(wide).sum()
+                noise[i] += np.square(wide - y).sum()
+                if x.ndim == 2 and x.shape[1] > 1 and len(names) == 1:
+                    rows += len(x)
+                    changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
         used = signal > 0
         if not np.isfinite(noise).all():
-            return float("-inf")
-        ratios = signal[used] / np.maximum(noise[used], 1e-12 * signal[used])
-        return float(np.mean(10 * np.log10(ratios))) if used.any() else float("inf")
+            return float("-inf"), float("inf")
+        if not used.any():
+            return float("inf"), 0.0
+        ratios = np.maximum(noise[used], 1e-12 * signal[used]) / signal[used]
+        return float(np.mean(-10 * np.log10(ratios))), changed / rows if rows else float(ratios.max())
 
 
 def _compared(model: Model) -> list[str]:

@@ -7,7 +7,7 @@ calibration samples that were held out:
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
 3. sequential bias correction (bias_correction.py), likewise;
-4. float islands: small units whose rounding costs more than their time is worth (islands.py).
+4. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.bias_correction import correct
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
-from onnxcomp.passes.islands import find_islands
+from onnxcomp.passes.islands import rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.moments import Moments, observe_inputs
 from onnxcomp.passes.placement import Placement, place
@@ -75,6 +75,9 @@ class Quantize(Pass):
         fit, held = _parts(ctx.data)
         search = _Search(model, ctx, self, Judge(model, held, threads=ctx.threads), fit)
         best = search.run(frozenset(skip))
+        if not any(u.view is not None for u in best.units):
+            ctx.rewrites.clear()
+            return {"quantized": 0, "reason": "8 bits cost more than the budget allows in every part of the model"}
         model.become(best.model)
         return search.account(best)
 
@@ -126,7 +129,8 @@ class _Search:
 
     def _build(self, decisions: Decisions) -> Candidate:
         candidate = build(self.model, decisions, self.options.ops)
-        return replace(candidate, score=self.judge.score(candidate.model))
+        score, drop = self.judge.score(candidate.model)
+        return replace(candidate, score=score, drop=drop)
 
     def _best_ranges(self, seen: Moments, skip: frozenset[str]) -> Candidate:
         methods: tuple[Method, ...] = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
@@ -166,7 +170,12 @@ class _Search:
         return best
 
     def _with_islands(self, best: Candidate) -> Candidate:
-        return find_islands(best, self._build, self._keep_better, self.model, self.options.island_cost, self.ctx.progress)
+        best = tail_in_float(best, self._build, self.model, self.options.island_cost)
+        if best.drop > self.ctx.max_drop:
+            best = rescue(best, self._build, self.ctx.max_drop, self.ctx.progress)
+        if best.decisions.skip:
+            self.trail["float islands"] = best.score
+        return best
 
     def _keep_better(self, what: str, old: Candidate, new: Candidate) -> Candidate:
         self.trail[what] = new.score

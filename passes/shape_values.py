@@ -1,16 +1,18 @@
 """Values of shape arithmetic, known in part: `Shape(x)` of a dynamic batch is ["N", 3, 224, 224].
 
-A value is a list of entries, each an int, or a str (a symbolic dimension of the model), or None (unknown). Only
-integer vectors and scalars that come from shapes and constants are followed.
+A value is a list of entries, each an int, or a str (a symbolic dimension of the model, or an expression of such: equal
+texts are equal numbers), or None (unknown). Only integer and boolean vectors and scalars that come from shapes and
+constants are followed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from onnxcomp.graph import Graph, Model, Node
 from onnxcomp.shapes import Shapes
@@ -18,7 +20,10 @@ from onnxcomp.shapes import Shapes
 __all__ = ["ShapeValues"]
 
 Entry = int | str | None
+Found = tuple[list[Entry], bool] | None
 _MAX_LENGTH = 64
+_MAX_TEXT = 256
+_DTYPES: dict[int, Any] = {TensorProto.INT32: np.int32, TensorProto.INT64: np.int64, TensorProto.BOOL: np.bool_}
 
 
 class ShapeValues:
@@ -29,8 +34,8 @@ class ShapeValues:
         self._shapes = shapes
         self._known: dict[Any, tuple[list[Entry], bool]] = {}
         for node in scope.nodes:
-            rule = _RULES.get(node.op) if not node.domain else None
-            if rule is None or not node.outputs:
+            rule = _RULES.get(node.kind)
+            if rule is None or not node.outputs or not node.plain:
                 continue
             found = rule(self, node)
             if found is not None and len(found[0]) <= _MAX_LENGTH:
@@ -41,54 +46,69 @@ class ShapeValues:
         found = self.entries(tensor)
         return None if found is None else found[0]
 
-    def array(self, tensor: Any) -> npt.NDArray[np.int64] | None:
-        """The value as an int64 array if it is fully known and was computed (constants give None)."""
+    def array(self, tensor: Any) -> npt.NDArray[Any] | None:
+        """The value if it is fully known and was computed (constants give None)."""
         found = self._known.get(tensor)
-        if found is None or not all(isinstance(e, int) for e in found[0]):
+        dtype = _DTYPES.get(self._shapes[tensor].elem)
+        if found is None or dtype is None:
             return None
         values, scalar = found
-        elem = self._shapes[tensor].elem
-        if elem != 7:  # INT64
+        exact = np.asarray([e for e in values if isinstance(e, int)], object)
+        if len(exact) != len(values) or (dtype is not np.bool_ and not _fits(values, np.iinfo(dtype))):
             return None
-        return np.asarray(values[0] if scalar else values, np.int64)
+        return np.asarray(exact[0] if scalar else exact, dtype)
+
+    def key(self, tensor: Any) -> Hashable:
+        """Equal keys: equal values, of which some entry is symbolic. None if an entry is unknown."""
+        found, elem = self._known.get(tensor), self._shapes[tensor].elem
+        if found is None or not elem or None in found[0] or not any(isinstance(e, str) for e in found[0]):
+            return None
+        return (elem, found[1], *found[0])
 
     def entries(self, tensor: Any) -> tuple[list[Entry], bool] | None:
         """Entries, and whether the value is a scalar."""
         if tensor in self._known:
             return self._known[tensor]
         weight = self._model.weight(tensor) if tensor.name else None
-        if weight is None or weight.data_type not in (6, 7) or weight.size > _MAX_LENGTH or len(weight.shape) > 1:
+        if weight is None or weight.data_type not in _DTYPES or weight.size > _MAX_LENGTH or len(weight.shape) > 1:
             return None
         return [int(v) for v in weight.load().reshape(-1)], weight.shape == ()
 
     def integers(self, tensor: Any) -> list[int] | None:
         """The entries of a value of which all are known."""
         found = self.entries(tensor)
-        if found is None or not all(isinstance(e, int) for e in found[0]):
-            return None
-        return [e for e in found[0] if isinstance(e, int)]
+        known = [e for e in found[0] if isinstance(e, int)] if found is not None else []
+        return known if found is not None and len(known) == len(found[0]) else None
 
     def shape(self, tensor: Any) -> list[Entry] | None:
         found = self._shapes[tensor].shape
         return None if found is None else list(found)
 
+    def elem(self, tensor: Any) -> int:
+        return self._shapes[tensor].elem
 
-Found = tuple[list[Entry], bool] | None
+
+def _fits(values: list[Entry], limits: Any) -> bool:
+    return all(isinstance(v, int) and limits.min <= v <= limits.max for v in values)
 
 
 def _shape(values: ShapeValues, node: Node) -> Found:
     dims = values.shape(node.inputs[0])
     if dims is None:
         return None
-    start, end = node.attrs.get("start", 0), node.attrs.get("end", len(dims))
-    return dims[slice(start, end)], False
+    return dims[slice(node.attrs.get("start", 0), node.attrs.get("end", len(dims)))], False
 
 
 def _size(values: ShapeValues, node: Node) -> Found:
     dims = values.shape(node.inputs[0])
-    if dims is None or not all(isinstance(d, int) for d in dims):
-        return None
-    return [int(np.prod([d for d in dims if isinstance(d, int)], dtype=np.int64))], True
+    return None if dims is None else ([_product(dims)], True)
+
+
+def _product(entries: list[Entry]) -> Entry:
+    total: Entry = 1
+    for entry in entries:
+        total = _multiply(total, entry)
+    return total
 
 
 def _same(values: ShapeValues, node: Node) -> Found:
@@ -96,7 +116,8 @@ def _same(values: ShapeValues, node: Node) -> Found:
 
 
 def _cast(values: ShapeValues, node: Node) -> Found:
-    return values.entries(node.inputs[0]) if node.attrs.get("to") in (6, 7) else None
+    """Between integers; a symbol below 2^31 is the same number in both."""
+    return values.entries(node.inputs[0]) if node.attrs.get("to") in (TensorProto.INT32, TensorProto.INT64) else None
 
 
 def _gather(values: ShapeValues, node: Node) -> Found:
@@ -113,25 +134,35 @@ def _slice(values: ShapeValues, node: Node) -> Found:
     data = values.entries(node.inputs[0])
     if data is None or data[1]:
         return None
-    if len(node.inputs) == 1:
-        bounds = [node.attrs.get("starts"), node.attrs.get("ends"), node.attrs.get("axes", [0]), [1]]
-    else:
-        bounds = [values.integers(t) if t.name else None for t in node.inputs[1:]]
-        bounds += [[0], [1]][len(bounds) - 2 :] if len(bounds) < 4 else []
-        bounds = [b if b is not None else d for b, d in zip(bounds, [None, None, [0], [1]], strict=True)]
-    if any(b is None or len(b) != 1 for b in bounds) or bounds[2][0] not in (0, -1):
+    given: list[list[int] | None] = [node.attrs.get("starts"), node.attrs.get("ends"), node.attrs.get("axes", [0]), [1]]
+    if len(node.inputs) > 1:
+        given = [None, None, [0], [1]]
+        for place, tensor in enumerate(node.inputs[1:]):
+            if tensor.name:
+                given[place] = values.integers(tensor)
+    bounds = [b[0] for b in given if b is not None and len(b) == 1]
+    if len(bounds) != 4 or bounds[2] not in (0, -1) or bounds[3] == 0:
         return None
-    start, end, _, step = (b[0] for b in bounds)
+    start, end, _, step = bounds
     if step < 0 and end < -len(data[0]):
-        end = None
+        return data[0][slice(start, None, step)], False
     return data[0][slice(start, end, step)], False
 
 
 def _concat(values: ShapeValues, node: Node) -> Found:
     parts = [values.entries(t) for t in node.inputs]
-    if any(p is None or p[1] for p in parts):
+    if all(p is None for p in parts):
         return None
-    return [e for p in parts if p is not None for e in p[0]], False
+    joined: list[Entry] = []
+    for tensor, part in zip(node.inputs, parts, strict=True):
+        dims = values.shape(tensor)
+        if part is not None and not part[1]:
+            joined.extend(part[0])
+        elif part is None and dims is not None and len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= _MAX_LENGTH:
+            joined.extend([None] * dims[0])  # nothing is known but how many there are
+        else:
+            return None
+    return joined, False
 
 
 def _unsqueeze(values: ShapeValues, node: Node) -> Found:
@@ -145,27 +176,125 @@ def _squeeze(values: ShapeValues, node: Node) -> Found:
     return (data[0], True) if data is not None and not data[1] and len(data[0]) == 1 else None
 
 
-def _arithmetic(compute: Callable[[int, int], int | None]) -> Callable[[ShapeValues, Node], Found]:
+def _reshape(values: ShapeValues, node: Node) -> Found:
+    data = values.entries(node.inputs[0])
+    target = values.integers(node.inputs[1]) if len(node.inputs) > 1 else node.attrs.get("shape")
+    if data is None or target is None or node.attrs.get("allowzero", 0):
+        return None
+    if target in ([-1], [len(data[0])]):
+        return data[0], False
+    return (data[0], True) if target == [] and len(data[0]) == 1 else None
+
+
+def _constant_of_shape(values: ShapeValues, node: Node) -> Found:
+    target, value = values.integers(node.inputs[0]), node.attrs.get("value")
+    if target is None or len(target) != 1 or not 0 <= target[0] <= _MAX_LENGTH:
+        return None
+    if value is None or value.weight.data_type not in _DTYPES:
+        return None
+    return [int(value.values.reshape(-1)[0])] * target[0], False
+
+
+def _range(values: ShapeValues, node: Node) -> Found:
+    bounds = [values.integers(t) for t in node.inputs]
+    if any(b is None or len(b) != 1 for b in bounds):
+        return None
+    start, end, step = (b[0] for b in bounds if b is not None)
+    if step == 0 or len(range(start, end, step)) > _MAX_LENGTH:
+        return None
+    return list(range(start, end, step)), False
+
+
+def _reduce_prod(values: ShapeValues, node: Node) -> Found:
+    data, dims = values.entries(node.inputs[0]), values.shape(node.inputs[0])
+    if data is None or data[1] or dims is None or len(dims) != 1:
+        return None
+    axes = values.integers(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else node.attrs.get("axes", [0])
+    return ([_product(data[0])], not node.attrs.get("keepdims", 1)) if axes in ([0], [-1]) else None
+
+
+def _where(values: ShapeValues, node: Node) -> Found:
+    parts = [values.entries(t) for t in node.inputs]
+    condition, a, b = parts
+    if condition is None or a is None or b is None:
+        return None
+    lined = _broadcast(condition[0], a[0], b[0])
+    if lined is None:
+        return None
+    chosen = [x if c == 1 else y if c == 0 else x if x == y else None for c, x, y in lined]
+    return chosen, condition[1] and a[1] and b[1]
+
+
+def _broadcast(*parts: list[Entry]) -> list[tuple[Entry, ...]] | None:
+    length = 0 if any(not p for p in parts) else max(len(p) for p in parts)
+    if any(len(p) not in (1, length) for p in parts):
+        return None
+    return list(zip(*(p * length if len(p) == 1 else p for p in parts), strict=True))
+
+
+def _elementwise(compute: Callable[[Entry, Entry], Entry]) -> Callable[[ShapeValues, Node], Found]:
     def rule(values: ShapeValues, node: Node) -> Found:
+        if len(node.inputs) != 2 or "axis" in node.attrs:
+            return None
         a, b = values.entries(node.inputs[0]), values.entries(node.inputs[1])
-        if a is None or b is None:
+        lined = None if a is None or b is None else _broadcast(a[0], b[0])
+        if a is None or b is None or lined is None:
             return None
-        length = max(len(a[0]), len(b[0]))
-        if {len(a[0]), len(b[0])} - {1, length}:
-            return None
-        left, right = (e * length if len(e) == 1 else e for e in (a[0], b[0]))
-        pairs = zip(left, right, strict=True)
-        result: list[Entry] = [
-            compute(x, y) if isinstance(x, int) and isinstance(y, int) else None for x, y in pairs
-        ]
-        return result, a[1] and b[1]
+        return [compute(x, y) for x, y in lined], a[1] and b[1]
 
     return rule
 
 
-def _divide(x: int, y: int) -> int | None:
+def _term(sign: str, x: Entry, y: Entry) -> Entry:
+    """An expression as text; sums and products with their terms in order."""
+    if x is None or y is None:
+        return None
+    terms = sorted((str(x), str(y))) if sign in "+*" else [str(x), str(y)]
+    text = f"({terms[0]} {sign} {terms[1]})"
+    return text if len(text) <= _MAX_TEXT else None
+
+
+def _add(x: Entry, y: Entry) -> Entry:
+    if isinstance(x, int) and isinstance(y, int):
+        return x + y
+    return y if x == 0 else x if y == 0 else _term("+", x, y)
+
+
+def _subtract(x: Entry, y: Entry) -> Entry:
+    if isinstance(x, int) and isinstance(y, int):
+        return x - y
+    if x is not None and x == y:
+        return 0
+    return x if y == 0 else _term("-", x, y)
+
+
+def _multiply(x: Entry, y: Entry) -> Entry:
+    if isinstance(x, int) and isinstance(y, int):
+        return x * y
+    return y if x == 1 else x if y == 1 else _term("*", x, y)
+
+
+def _divide(x: Entry, y: Entry) -> Entry:
     """ONNX integer division truncates toward zero."""
-    return None if y == 0 else int(abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)
+    if isinstance(x, int) and isinstance(y, int):
+        return None if y == 0 else int(abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)
+    return x if y == 1 else _term("/", x, y)
+
+
+def _equal(x: Entry, y: Entry) -> Entry:
+    """A plain symbol is a dimension and so never negative; an expression may be."""
+    if isinstance(x, int) and isinstance(y, int):
+        return int(x == y)
+    if x is not None and x == y:
+        return 1
+    for symbol, number in ((x, y), (y, x)):
+        if isinstance(symbol, str) and not symbol.startswith("(") and isinstance(number, int) and number < 0:
+            return 0
+    return None
+
+
+def _extreme(best: Callable[[int, int], int]) -> Callable[[Entry, Entry], Entry]:
+    return lambda x, y: best(x, y) if isinstance(x, int) and isinstance(y, int) else x if x == y else None
 
 
 _RULES: dict[str, Callable[[ShapeValues, Node], Found]] = {
@@ -178,8 +307,16 @@ _RULES: dict[str, Callable[[ShapeValues, Node], Found]] = {
     "Concat": _concat,
     "Unsqueeze": _unsqueeze,
     "Squeeze": _squeeze,
-    "Add": _arithmetic(lambda x, y: x + y),
-    "Sub": _arithmetic(lambda x, y: x - y),
-    "Mul": _arithmetic(lambda x, y: x * y),
-    "Div": _arithmetic(_divide),
+    "Reshape": _reshape,
+    "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
+    "ReduceProd": _reduce_prod,
+    "Where": _where,
+    "Equal": _elementwise(_equal),
+    "Add": _elementwise(_add),
+    "Sub": _elementwise(_subtract),
+    "Mul": _elementwise(_multiply),
+    "Div": _elementwise(_divide),
+    "Min": _elementwise(_extreme(min)),
+    "Max": _elementwise(_extreme(max)),
 }

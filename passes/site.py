@@ -60,13 +60,10 @@ class Site:
         first, second = self.shapes[a].shape, self.shapes[b].shape
         if first is None or second is None or len(first) != len(second):
             return False
-        open_ = [(x, y) for x, y in zip(first, second, strict=True) if x is None or x != y]
-        if not open_:
-            return True
-        # One dimension follows from the others, unless there are no elements at all.
-        return len(open_) == 1 and not all(isinstance(d, int) for d in open_[0]) and all(
-            isinstance(x, int) and x > 0 for x, y in zip(first, second, strict=True) if x == y and x is not None
-        ) and sum(x == y and x is not None for x, y in zip(first, second, strict=True)) == len(first) - 1
+        known = [x for x, y in zip(first, second, strict=True) if x is not None and x == y]
+        # One dimension follows from the others, where these are numbers and not zero.
+        missing = len(first) - len(known)
+        return missing == 0 or (missing == 1 and all(isinstance(x, int) and x > 0 for x in known))
 
     def within(self, shape: tuple[int, ...], other: Any) -> bool:
         """Whether a constant of `shape` broadcasts to `other` without changing its shape."""

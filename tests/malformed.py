@@ -573,6 +573,23 @@ def _function_twice(folder: Path) -> Path:
     return write(folder, model)
 
 
+@case("creates at least")
+def _bomb_hidden_by_a_function(folder: Path) -> Path:
+    model = parse(
+        "g (float[1, 1] x) => (y) { r = Constant <value_ints = [65536, 262144]> () y = Tile(x, r) }"
+    )
+    nodes = [helper.make_node("Identity", ["a"], ["b"])]
+    model.functions.append(helper.make_function("", "Tile", ["a", "r"], ["b"], nodes, model.opset_import))
+    return write(folder, model)
+
+
+@case(r"'\\x1b\[2J' node of \['y'\] reads 'zz'")
+def _control_characters_are_escaped_in_messages(folder: Path) -> Path:
+    model = parse("g (float[1] x) => (float[1] y) { y = Relu(zz) }")
+    model.graph.node[0].op_type = "\x1b[2J"
+    return write(folder, model)
+
+
 @case("reads 'x'")
 def _function_captures(folder: Path) -> Path:
     model = _functions({"F0": ["Relu"]})

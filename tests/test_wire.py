@@ -157,6 +157,12 @@ def test_a_tensor_with_two_payloads_is_refused(tmp_path: Path) -> None:
         read_skeleton(path)
 
 
+def test_a_weight_is_found_when_the_model_lies_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(model_with(weight("w", 5000)).SerializeToString())
+    (tmp_path / "m.onnx").symlink_to("blob")
+    assert_same(restored(tmp_path / "m.onnx"), model_with(weight("w", 5000)))
+
+
 def test_serialized_bytes_keep_their_weights() -> None:
     model = model_with(weight("w", 5000))
     assert read_skeleton(model.SerializeToString()).proto == model
@@ -202,6 +208,7 @@ def test_a_file_cannot_bring_the_reserved_location_along(padding: int, entry: by
     [
         (Limits(proto_bytes=4000), "more than the 4000 that protobuf can hold"),
         (Limits(skeleton_bytes=100), "needs more than 100 bytes without its weights"),
+        (Limits(structure_bytes=100), "needs more than 100 bytes without its weights"),
         (Limits(nodes=9), "more than 9 nodes"),
         (Limits(initializers=1), "more than 1 initializers"),
         (Limits(functions=1), "more than 1 functions"),
@@ -221,6 +228,14 @@ def test_limits_are_kept(limits: Limits, message: str, tmp_path: Path) -> None:
     path.write_bytes(model.SerializeToString() + b"\xfa\x3f\x03abc")
     with pytest.raises(ModelError, match=message):
         read_skeleton(path, limits)
+
+
+def test_long_strings_are_no_structure(tmp_path: Path) -> None:
+    model = model_with(weight("w", 5))
+    model.graph.node[0].attribute.add(name="blob", type=AttributeProto.STRING, s=bytes(50_000))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert read_skeleton(path, Limits(structure_bytes=1000)).proto == model
 
 
 def test_payloads_are_not_read(tmp_path: Path) -> None:

@@ -1,0 +1,191 @@
+"""How the results of `bench`, `inspect` and `doctor` are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxcomp.cli_layout import remarks, say, table
+from onnxcomp.cli_text import (
+    count,
+    dimensions,
+    interval,
+    number,
+    percent,
+    plain,
+    ratio,
+    short_names,
+    size,
+)
+
+if TYPE_CHECKING:
+    from onnxcomp.bench import Benchmark, ModelTiming
+    from onnxcomp.environment import Doctor
+
+__all__ = ["int8_text", "show_benchmark", "show_doctor", "show_inspection", "speed_text"]
+
+_SUFFIX = "ExecutionProvider"
+_PRODUCTS = ("Conv", "MatMul", "Gemm", "Attention", "LSTM")
+
+
+def speed_text(timing: ModelTiming) -> str:
+    """A speed-up in words: "2.02x faster (95 %: 1.98 to 2.06)"."""
+    if timing.speedup is None or timing.ci is None:
+        return timing.verdict
+    sure = f"95 %: {interval(timing.ci)}"
+    if timing.verdict == "faster":
+        return f"{ratio(timing.speedup)} faster ({sure})"
+    return f"{timing.verdict} ({ratio(timing.speedup)}, {sure})"
+
+
+def int8_text(timing: ModelTiming) -> str:
+    """How many of the products ran as int8: "20 of 20 weighted operators ran as int8", "" where none did."""
+    from onnxcomp.runtime import INT8_KERNELS
+
+    int8 = sum(k.count for k in timing.kernels if k.op in INT8_KERNELS and any(p in k.op for p in _PRODUCTS))
+    every = round(int8) + timing.float_kernels
+    return f"{round(int8)} of {every} weighted operators ran as int8" if round(int8) else ""
+
+
+def show_benchmark(console: Console, found: Benchmark) -> None:
+    """Latency and loading of each model, and how far the measurement can be trusted."""
+    names = short_names([m.path for m in found.models])
+    speed = table("model", ">p50 ms", ">p90 ms", ">p99 ms", ">runs/s", "speed-up")
+    rest = table("model", ">file", ">load ms", ">first ms", ">peak memory", "kernels")
+    for name, m in zip(names, found.models, strict=True):
+        quantiles = (number(v) for v in m.ms.values())
+        speed.add_row(name, *quantiles, number(m.runs_per_second), speed_text(m))
+        sizes = (size(m.file_bytes), number(m.load_ms), number(m.first_ms), size(m.peak_memory_bytes))
+        rest.add_row(name, *sizes, _kernels(m))
+    console.print(speed)
+    say(console)
+    console.print(rest)
+    say(console)
+    runs, rounds = sum(m.runs for m in found.models), found.rounds
+    threads = "all cores" if found.threads == 0 else _times(found.threads, "thread")
+    where = f"{found.provider}, {threads}, {_times(runs, 'run')} in {_times(rounds, 'process')}"
+    say(console, plain(f"{where}, {found.seconds:.1f} s"))
+    control = f"{found.control:.3f}x (95 %: {found.control_ci[0]:.3f} to {found.control_ci[1]:.3f})"
+    floor = f"differences below {percent(found.noise_floor, 1)} are noise here"
+    say(console, f"control: the baseline against itself measured {control}, so {floor}")
+
+
+def _times(times: int, what: str) -> str:
+    """ "1 thread", "3 processes"."""
+    plural = "" if times == 1 else "es" if what.endswith("s") else "s"
+    return f"{count(times)} {what}{plural}"
+
+
+def _kernels(timing: ModelTiming) -> str:
+    """The share of time on each provider, where there are several, and int8 kernels."""
+    away = {name: share for name, share in timing.placement.items() if len(timing.placement) > 1}
+    placed = [f"{percent(share, 0)} {plain(name.removesuffix(_SUFFIX))}" for name, share in away.items()]
+    return ", ".join(text for text in (*placed, int8_text(timing)) if text)
+
+
+def show_inspection(console: Console, found: Mapping[str, Any], *, nodes: bool = False) -> None:
+    """What is in a model. `found` is the JSON object of an Inspection."""
+    console.print(_facts(found))
+    say(console)
+    console.print(_ports(found))
+    say(console)
+    operators = table("operator", ">nodes")
+    for name, times in found["operators"].items():
+        operators.add_row(plain(name), count(times))
+    console.print(operators)
+    say(console)
+    if found["largest"]:
+        console.print(_largest(found["largest"]))
+        say(console)
+    if nodes:
+        console.print(_nodes(found["layers"]))
+        say(console)
+    outlook = table("pass", ">could", "")
+    for one in found["passes"]:
+        outlook.add_row(plain(one["pass"]), count(one["candidates"]), plain(one["note"]))
+    console.print(outlook)
+    remarks(console, found["notes"])
+    remarks(
+        console, (f"MACs unknown: {u['where']} ({u['op']}): {u['reason']}" for u in found["macs_unknown"])
+    )
+
+
+def _facts(found: Mapping[str, Any]) -> Table:
+    facts = table("", "")
+    parameters = found["parameters"]
+    opsets = ", ".join(f"{domain} {version}" for domain, version in found["opsets"].items())
+    types = ", ".join(f"{dtype} {size(n)}" for dtype, n in found["bytes_by_type"].items())
+    at_least = "at least " if found["macs_unknown"] else ""
+    quantization = found["quantization"]
+    for name, text in (
+        ("file", f"{found['path']} ({size(found['file_bytes'])})"),
+        ("produced by", f"{found['producer'] or 'unknown'}, IR {found['ir_version']}, opset {opsets}"),
+        ("parameters", f"{count(parameters)}, {percent(found['sparsity'], 1)} of them zero"),
+        ("tensors", types or "none"),
+        ("MACs", f"{at_least}{count(found['macs'])}"),
+        ("nodes", count(found["nodes"])),
+        ("8 bits or less", f"{quantization['quantized']} of {quantization['weighted']} weighted nodes"),
+    ):
+        facts.add_row(name, plain(text))
+    return facts
+
+
+def _ports(found: Mapping[str, Any]) -> Table:
+    ports = table("", "name", "type", "dimensions")
+    for kind in ("inputs", "outputs"):
+        for port in found[kind]:
+            kind_of = kind.removesuffix("s")
+            ports.add_row(
+                kind_of, plain(port["name"]), plain(port["dtype"] or "?"), dimensions(port["shape"])
+            )
+    return ports
+
+
+def _largest(tensors: Sequence[Mapping[str, Any]]) -> Table:
+    largest = table("largest tensors", "type", "shape", ">bytes")
+    for t in tensors:
+        largest.add_row(plain(t["name"]), plain(t["dtype"]), dimensions(t["shape"]), size(t["bytes"]))
+    return largest
+
+
+def _nodes(layers: Sequence[Mapping[str, Any]]) -> Table:
+    rows = table("node", "operator", "weight", ">parameters", ">MACs", ">share")
+    for layer in layers:
+        shape = layer["weight_shape"]
+        weight = "" if shape is None else f"{plain(layer['dtype'])} {dimensions(shape, 'x')}"
+        share = percent(layer["share"], 1) if layer["share"] else ""
+        macs = count(layer["macs"]) if layer["macs"] != 0 else ""
+        parameters = count(layer["parameters"]) if layer["parameters"] else ""
+        rows.add_row(plain(layer["node"]), plain(layer["op"]), weight, parameters, macs, share)
+    return rows
+
+
+def show_doctor(console: Console, found: Doctor) -> None:
+    """Versions and hardware, providers that work, int8, and what to install."""
+    facts = table("", "")
+    for key, value in found.environment.items():
+        if key == "memory_bytes":
+            facts.add_row("memory", size(value))
+        elif key == "instructions":
+            have = [name for name, there in (value or {}).items() if there]
+            facts.add_row("instructions", "unknown" if value is None else ", ".join(have) or "none for int8")
+        else:
+            facts.add_row(key, plain("not found" if value is None else value))
+    facts.add_row("int8", plain(found.int8))
+    console.print(facts)
+    say(console)
+    providers = table("provider", "works", "")
+    for one in found.providers:
+        providers.add_row(plain(one.name), "yes" if one.works else "no", plain(one.detail))
+    console.print(providers)
+    say(console)
+    packages = table("optional package", "version", "for")
+    for package in found.packages:
+        missing = plain(f"{package.purpose}: {package.install}")
+        text = plain(package.purpose) if package.version is not None else missing
+        packages.add_row(plain(package.name), plain(package.version or "missing"), text)
+    console.print(packages)
+    remarks(console, found.hints, "hint")

@@ -1,0 +1,240 @@
+"""Two nodes in a row that one can do: rules that let a node read further up. Bit-exact.
+
+`Transpose(Transpose(x))` becomes one Transpose, `Concat(a, Concat(b, c))` one Concat, and so on. The first node of the
+row stays for its other readers and is dead without them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto
+
+from onnxcomp.graph import Node, producer
+from onnxcomp.passes.site import Site
+
+__all__ = ["shorter"]
+
+Edit = Callable[[], None]
+Rule = Callable[[Site, Node], Edit | None]
+
+# Operators with one output of the shape of their first input.
+_SAME_SHAPE = frozenset(
+    "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization Cast CastLike Ceil Clip Cos Cosh CumSum Dropout Elu Erf Exp "
+    "Floor Gelu HardSigmoid HardSwish Hardmax InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log "
+    "LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh "
+    "ThresholdedRelu QuantizeLinear DequantizeLinear".split()
+)
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+
+
+def shorter(site: Site, node: Node) -> Edit | None:
+    """What to do so that the node reads further up, None if there is nothing."""
+    rule = _RULES.get(node.kind)
+    return rule(site, node) if rule is not None and node.inputs and node.plain else None
+
+
+def _transpose(site: Site, node: Node) -> Edit | None:
+    before, perm = site.before(node, "Transpose"), node.attrs.get("perm")
+    if before is None:
+        return None
+    first = before.attrs.get("perm")
+    rank = len(perm or first or ()) or site.shapes[node.inputs[0]].rank
+    if rank is None:
+        return None
+    backwards = list(range(rank))[::-1]
+    first, perm = list(first or backwards), list(perm or backwards)
+    if len(first) != len(perm):
+        return None
+
+    def edit() -> None:
+        node.attrs["perm"] = [first[p] for p in perm]
+        node.inputs[0] = before.inputs[0]
+
+    return edit
+
+
+def _reshape(site: Site, node: Node) -> Edit | None:
+    """A Reshape sees only the order of the elements, unless zeros in its target copy dimensions."""
+    before = next((b for op in _RESHAPES if (b := site.before(node, op)) is not None), None)
+    target = site.integers(node, 1, "shape")
+    if before is None or target is None or (0 in target and not node.attrs.get("allowzero", 0)):
+        return None
+
+    def edit() -> None:
+        node.inputs[0] = before.inputs[0]
+
+    return edit
+
+
+def _merged_axes(op: str) -> Rule:
+    """Squeeze after Squeeze, Unsqueeze after Unsqueeze: one with the axes of both."""
+
+    def rule(site: Site, node: Node) -> Edit | None:
+        before = site.before(node, op)
+        if before is None:
+            return None
+        inner = before.inputs[0] if op == "Squeeze" else before.outputs[0]
+        outer = node.inputs[0] if op == "Squeeze" else node.outputs[0]
+        first = site.axes(before, site.shapes[inner].rank)
+        second = site.axes(node, site.shapes[outer].rank)
+        if first is None or second is None or min([*first, *second], default=0) < 0:
+            return None
+        axes = _through_squeeze(first, second) if op == "Squeeze" else _through_unsqueeze(first, second)
+
+        def edit() -> None:
+            if site.opset >= 13:
+                node.inputs[1] = site.model.constant(site.scope, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
+            else:
+                node.attrs["axes"] = axes
+            node.inputs[0] = before.inputs[0]
+
+        return edit
+
+    return rule
+
+
+def _through_squeeze(first: list[int], second: list[int]) -> list[int]:
+    """Axes of the first input that both remove: `second` counts in what `first` leaves."""
+    left = [a for a in range(len(first) + max(second, default=0) + 1) if a not in first]
+    return sorted([*first, *(left[a] for a in second)])
+
+
+def _through_unsqueeze(first: list[int], second: list[int]) -> list[int]:
+    """Axes of the last output that both insert: `first` counts in what `second` leaves."""
+    left = [a for a in range(len(second) + max(first, default=0) + 1) if a not in second]
+    return sorted([*second, *(left[a] for a in first)])
+
+
+def _concat(site: Site, node: Node) -> Edit | None:
+    """A Concat inside a Concat of the same axis whose value nobody else reads; parts that are empty."""
+    axis = node.attrs.get("axis")
+    outputs = set(site.scope.outputs)
+    parts: list[Any] = []
+    for tensor in node.inputs:
+        inner = producer(tensor)
+        if inner is not None and inner.kind == "Concat" and inner.plain and inner.attrs.get("axis") == axis:
+            if len(tensor.outputs) == 1 and tensor not in outputs:
+                parts.extend(inner.inputs)
+                continue
+        shape = site.shapes[tensor].shape
+        if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) or shape[axis] != 0:
+            parts.append(tensor)
+    if not parts or (len(parts) == len(node.inputs) and all(a is b for a, b in zip(parts, node.inputs, strict=True))):
+        return None
+
+    def edit() -> None:
+        node.inputs = parts
+
+    return edit
+
+
+def _cast(site: Site, node: Node) -> Edit | None:
+    """A cast by way of a type that holds every value of the first one."""
+    before = site.before(node, "Cast")
+    if before is None:
+        return None
+    source = site.shapes[before.inputs[0]].elem
+    if not _holds_all(source, before.attrs.get("to", 0), node.attrs.get("to", 0)):
+        return None
+
+    def edit() -> None:
+        node.inputs[0] = before.inputs[0]
+
+    return edit
+
+
+_T = TensorProto
+_BITS = {_T.BOOL: 1, _T.UINT8: 8, _T.INT8: 8, _T.UINT16: 16, _T.INT16: 16, _T.UINT32: 32, _T.INT32: 32, _T.INT64: 64}
+_UNSIGNED = (_T.BOOL, _T.UINT8, _T.UINT16, _T.UINT32)
+_EXACT_BITS = {_T.FLOAT16: 11, _T.BFLOAT16: 8, _T.FLOAT: 24, _T.DOUBLE: 53}
+_WIDER = {
+    _T.FLOAT16: (_T.FLOAT, _T.DOUBLE),
+    _T.BFLOAT16: (_T.FLOAT, _T.DOUBLE),
+    _T.FLOAT: (_T.DOUBLE,),
+}
+
+
+def _holds_all(source: int, middle: int, target: int) -> bool:
+    """Whether source -> middle -> target is source -> target for every value.
+
+    What a float out of range gives as an integer is not defined, so a way through floats must not end in integers that
+    lack values of the source.
+    """
+    if source in _EXACT_BITS:
+        return middle in _WIDER.get(source, ()) and (target in _EXACT_BITS or target == _T.BOOL)
+    if source not in _BITS:
+        return False
+    bits = _BITS[source] - (0 if source in _UNSIGNED else 1)
+    if middle in _EXACT_BITS:
+        fits = bits <= _EXACT_BITS[middle] and middle != _T.FLOAT16 and middle != _T.BFLOAT16
+        return fits and (target in _EXACT_BITS or _integer_holds(source, target))
+    return middle != _T.BOOL and _integer_holds(source, middle) and (target in _EXACT_BITS or target in _BITS)
+
+
+def _integer_holds(source: int, target: int) -> bool:
+    if target not in _BITS:
+        return False
+    bits = _BITS[source] - (0 if source in _UNSIGNED else 1)
+    return bits <= _BITS[target] - (0 if target in _UNSIGNED else 1) and (source in _UNSIGNED or target not in _UNSIGNED)
+
+
+def _slice(site: Site, node: Node) -> Edit | None:
+    """Two forward Slices of different axes."""
+    before = site.before(node, "Slice")
+    if before is None or site.opset < 10:
+        return None
+    rank = site.shapes[before.inputs[0]].rank
+    first, second = _bounds(site, before, rank), _bounds(site, node, rank)
+    if first is None or second is None or set(first[2]) & set(second[2]):
+        return None
+
+    def edit() -> None:
+        names = ("starts", "ends", "axes", "steps")
+        joined = [np.asarray(a + b, np.int64) for a, b in zip(first, second, strict=True)]
+        tensors = [
+            site.model.constant(site.scope, f"{node.outputs[0].name}_{n}", v) for n, v in zip(names, joined, strict=True)
+        ]
+        node.inputs = [before.inputs[0], *tensors]
+
+    return edit
+
+
+def _bounds(site: Site, node: Node, rank: int | None) -> tuple[list[int], list[int], list[int], list[int]] | None:
+    starts, ends = site.integers(node, 1, "starts"), site.integers(node, 2, "ends")
+    if starts is None or ends is None or rank is None:
+        return None
+    axes = list(range(len(starts))) if site.omitted(node, 3) else site.integers(node, 3, "axes")
+    steps = [1] * len(starts) if site.omitted(node, 4) else site.integers(node, 4, "steps")
+    if axes is None or steps is None:
+        return None
+    return starts, ends, [a + rank if a < 0 else a for a in axes], steps
+
+
+def _shape(site: Site, node: Node) -> Edit | None:
+    """The shape of what an elementwise operator gives is the shape of what it takes."""
+    before = producer(node.inputs[0])
+    if before is None or before.kind not in _SAME_SHAPE or before.outputs[0] is not node.inputs[0]:
+        return None
+    if not before.inputs or not before.inputs[0].name or site.model.weight(before.inputs[0]) is not None:
+        return None
+
+    def edit() -> None:
+        node.inputs[0] = before.inputs[0]
+
+    return edit
+
+
+_RULES: dict[str, Rule] = {
+    "Transpose": _transpose,
+    "Reshape": _reshape,
+    "Squeeze": _merged_axes("Squeeze"),
+    "Unsqueeze": _merged_axes("Unsqueeze"),
+    "Concat": _concat,
+    "Cast": _cast,
+    "Slice": _slice,
+    "Shape": _shape,
+    "Size": _shape,
+}

@@ -1,0 +1,93 @@
+"""What no output depends on: nodes, initializers, outputs of If, and functions that nobody calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxcomp.graph import Constant, Graph, Model, Node
+from onnxcomp.manager import Context
+
+__all__ = ["remove_dead"]
+
+
+def remove_dead(model: Model, ctx: Context) -> int:
+    """Remove what no output depends on, in all scopes. Returns how many things there were."""
+    removed = _drop_branch_outputs(model, ctx)
+    for scope in reversed(list(model.scopes())):
+        live = _live(scope)
+        # Readers go before what they read, so that the graph is whole after each step.
+        dead = [n for n in reversed(scope.nodes) if n not in live]
+        dead = [n for n in dead if ctx.allow(f"{n.label} is not used")]
+        scope.remove(dead)
+        removed += len(dead)
+    outputs, pinned = model.outputs(), _pinned(model)
+    for scope in model.scopes():
+        unused = {i for i in scope.initializers if isinstance(i, Constant) and not i.outputs and i not in outputs}
+        unused = {i for i in unused if i.name not in pinned and ctx.allow(f"{i.name} is not used")}
+        if unused:
+            scope.initializers = [i for i in scope.initializers if i not in unused]
+        del scope.header.value_info[:]
+        removed += len(unused)
+    return removed + _remove_functions(model, ctx)
+
+
+def _live(scope: Graph) -> set[Node]:
+    """Nodes of a scope that its outputs depend on, through subgraphs as well."""
+    home = set(scope.nodes)
+    stack = [p for o in scope.outputs for p in o.inputs if p in home]
+    live: set[Node] = set()
+    while stack:
+        node = stack.pop()
+        if node not in live:
+            live.add(node)
+            stack.extend(p for t in node.reads() for p in t.inputs if p in home)
+    return live
+
+
+def _pinned(model: Model) -> set[str]:
+    """Initializers that are named where no node reads them: scales of annotations, weights of a training step."""
+    names = {p.value for s in model.scopes() for a in s.header.quantization_annotation for p in a.quant_parameter_tensor_names}
+    for training in model.header.training_info:
+        names.update(p.key for p in (*training.initialization_binding, *training.update_binding))
+    return names
+
+
+def _drop_branch_outputs(model: Model, ctx: Context) -> int:
+    """An output of an If that nobody reads goes, in both branches."""
+    outputs = model.outputs()
+    dropped = 0
+    for node in [n for n in model.nodes() if n.kind == "If"]:
+        branches = node.bodies()
+        unused = [i for i, o in enumerate(node.outputs) if not o.outputs and o not in outputs]
+        if len(unused) == len(node.outputs) or any(len(b.outputs) != len(node.outputs) for b in branches):
+            continue
+        for place in reversed(unused):
+            if ctx.allow(f"output {place} of {node.label} is not used"):
+                _delete(node, branches, place)
+                dropped += 1
+    return dropped
+
+
+def _delete(node: Node, branches: list[Graph], place: int) -> None:
+    kept: list[Any] = [o for i, o in enumerate(node.outputs) if i != place]
+    node.outputs = kept
+    for branch in branches:
+        del branch.outputs[place]
+
+
+def _remove_functions(model: Model, ctx: Context) -> int:
+    """Functions that no node calls, directly or from another function."""
+    known = {f.key: f for f in model.functions}
+    stack = [scope for scope in model.graph.scopes()]
+    used: set[tuple[str, str, str]] = set()
+    while stack:
+        for node in stack.pop().nodes:
+            overload = "" if node.proto is None else getattr(node.proto, "overload", "")
+            key = (node.domain or "", node.op, overload)
+            if key in known and key not in used:
+                used.add(key)
+                stack.extend(known[key].body.scopes())
+    unused = [f for f in model.functions if f.key not in used]
+    unused = [f for f in unused if ctx.allow(f"function {f.header.domain}.{f.header.name} is not used")]
+    model.functions = [f for f in model.functions if f not in unused]
+    return len(unused)
