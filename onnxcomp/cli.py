@@ -81,10 +81,9 @@ def _show(outcome: Outcome, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(_json(outcome.data))
     else:
-        from rich.console import Console
+        from onnxcomp.cli_layout import Output
 
-        # Markup is off: a bracket in the name of a node stays a bracket.
-        outcome.show(Console(file=sys.stdout, markup=False, highlight=False, emoji=False))
+        outcome.show(Output())
     sys.stdout.flush()
 
 

@@ -106,7 +106,7 @@ def passes(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp.registry import load_pass, pass_names
 
     if args.name is None:
-        listed = [cli_passes.describe(load_pass(name)) for name in pass_names()]
+        listed = [cli_passes.listed(name) for name in pass_names()]
         return Outcome(listed, lambda console: cli_passes.show_list(console, listed))
     one = cli_passes.describe(load_pass(args.name))
     return Outcome(one, lambda console: cli_passes.show_one(console, one))

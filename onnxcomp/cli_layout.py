@@ -5,7 +5,9 @@ Texts go through `plain` before they get here; markup is off, so that brackets i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -13,15 +15,25 @@ from rich.text import Text
 
 from onnxcomp.cli_text import plain
 
-__all__ = ["VERDICT_STYLES", "remarks", "say", "table", "verdict"]
+__all__ = ["Output", "remarks", "say", "table", "verdict"]
 
-VERDICT_STYLES = {
+_STYLES = {
     "equivalent": "bold green",
     "within budget": "bold green",
     "unverified on real data": "bold yellow",
     "inconclusive": "bold yellow",
     "failed": "bold red",
 }
+
+
+class Output(Console):
+    """Standard output as rich sees it. Markup is off: a bracket in the name of a node stays a bracket."""
+
+    def __init__(self) -> None:
+        super().__init__(file=sys.stdout, markup=False, highlight=False, emoji=False)
+
+    def on_broken_pipe(self) -> NoReturn:
+        raise BrokenPipeError  # rich would end the process with 1
 
 
 def table(*headers: str) -> Table:
@@ -44,7 +56,7 @@ def say(console: Console, text: str = "", style: str = "") -> None:
 
 def verdict(console: Console, word: str, rest: str) -> None:
     line = Text("verdict: ", style="bold")
-    line.append(word, style=VERDICT_STYLES.get(word, "bold"))
+    line.append(word, style=_STYLES.get(word, "bold"))
     console.print(line.append(plain(rest)), soft_wrap=not console.is_terminal)
 
 

@@ -14,15 +14,25 @@ from rich.console import Console
 
 from onnxcomp.cli_layout import say, table
 from onnxcomp.cli_text import plain
+from onnxcomp.errors import UsageError
 from onnxcomp.manager import Pass
+from onnxcomp.registry import load_pass
 
-__all__ = ["describe", "show_list", "show_one"]
+__all__ = ["describe", "listed", "show_list", "show_one"]
 
 _EFFECTS = {
     "exact": "every output stays equal, bit by bit, as long as the runtime itself optimizes nothing",
     "float": "outputs stay equal up to the rounding of floating-point numbers",
     "lossy": "outputs change, by no more than --max-drop on the quality metric",
 }
+
+
+def listed(name: str) -> dict[str, Any]:
+    """The description of a pass, or why another package's pass cannot be loaded."""
+    try:
+        return describe(load_pass(name))
+    except UsageError as error:
+        return {"name": name, "effect": "", "needs_data": False, "summary": f"cannot be loaded: {error}"}
 
 
 def describe(kind: type[Pass]) -> dict[str, Any]:

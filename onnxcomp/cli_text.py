@@ -27,8 +27,9 @@ def number(value: float | None, digits: int = 3) -> str:
         return "-"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if value == 0 or 1e-4 <= abs(value) < 1e6:
-        places = digits - 1 - math.floor(math.log10(abs(value))) if value else 0
+    rounded = float(f"{value:.{digits - 1}e}")
+    if rounded == 0 or 1e-4 <= abs(rounded) < 1e6:
+        places = digits - 1 - math.floor(math.log10(abs(rounded))) if rounded else digits - 1
         return f"{value:,.{max(0, places)}f}"
     return f"{value:.{digits - 1}e}"
 
@@ -100,10 +101,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 def _scaled(value: float) -> str:
-    step = min(len(_UNITS) - 1, int(math.log10(abs(value)) // 3)) if abs(value) >= 1 else 0
-    if step == 0:
-        return f"{value:.0f} "
-    scaled = value / 1000**step
-    if round(scaled, 2 - math.floor(math.log10(scaled))) >= 1000 and step + 1 < len(_UNITS):
-        step, scaled = step + 1, scaled / 1000
-    return f"{scaled:.{max(0, 2 - math.floor(math.log10(scaled)))}f} {_UNITS[step]}"
+    """Three significant digits and the prefix of the unit: "1.59 M"; what is below 1000 in full."""
+    rounded = float(f"{value:.2e}")
+    step = min(len(_UNITS) - 1, int(math.log10(abs(rounded)) // 3)) if abs(rounded) >= 1 else 0
+    return f"{number(rounded / 1000**step)} {_UNITS[step]}" if step else f"{value:.0f} "

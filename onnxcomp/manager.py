@@ -95,13 +95,17 @@ class Pass(ABC):
 
     `effect` is what the pass promises: "exact" leaves every output bit-equal when the runtime optimizes nothing,
     "float" within rounding, "lossy" within a quality budget. `after` names passes that must not come later than this
-    one. `needs_data` says that calibration data are required.
+    one.
     """
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
     after: ClassVar[tuple[str, ...]] = ()
-    needs_data: ClassVar[bool] = False
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot run without calibration data."""
+        return False
 
     @abstractmethod
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any] | None:

@@ -26,6 +26,7 @@ from onnxcomp.graph import Model
 from onnxcomp.inspection import summary
 from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
 from onnxcomp.options import DEFAULT_PASSES, Options
+from onnxcomp.passes.quantize import Quantize
 from onnxcomp.quality import Metric
 from onnxcomp.report import Report
 from onnxcomp.runtime import Session, open_session, provider_name
@@ -165,26 +166,31 @@ class _Job:
 
     def run_passes(self) -> None:
         for number, one in enumerate(self.pipeline.passes, 1):
-            what = f"pass {number}/{len(self.pipeline.passes)} {one.name}"
-            self.progress(0.0, what)
-            before = export_model(self.model)
-            context = Context(
-                data=self.calib,
-                target=self.options.target,
-                threads=self.options.threads,
-                seed=self.options.seed,
-                memory=self.options.memory,
-                max_drop=self.options.max_drop,
-                progress=lambda share, text, what=what: self.progress(share, f"{what}: {text}"),
-            )
-            record = run_pass(one, self.model, context)
-            if record.rewrites:
-                record = self._check_pass(one, record)
-                if record.reverted is not None:
-                    self.model = import_model(*before)
-                elif one.effect == "lossy":
-                    self.float_model = import_model(*before)
-            self.records.append(record)
+            self._run_pass(one, f"pass {number}/{len(self.pipeline.passes)} {one.name}")
+
+    def _run_pass(self, one: Pass, what: str) -> None:
+        """Run one pass on the model, and take it back if what it did does not stand the check."""
+        self.progress(0.0, what)
+        before = export_model(self.model)
+        context = Context(
+            data=self.calib,
+            target=self.options.target,
+            threads=self.options.threads,
+            seed=self.options.seed,
+            memory=self.options.memory,
+            max_drop=self.options.max_drop,
+            progress=lambda share, text: self.progress(share, f"{what}: {text}"),
+        )
+        record = run_pass(one, self.model, context)
+        if record.rewrites:
+            record = self._check_pass(one, record)
+            if record.reverted is not None:
+                self.model = import_model(*before)
+            elif one.effect == "lossy" and not self._lossy():
+                self.float_model = import_model(*before)
+        if not self._lossy() and (one.effect != "lossy" or record.reverted is not None):
+            self.float_model = self.model
+        self.records.append(record)
 
     def _check_pass(self, one: Pass, record: PassRecord) -> PassRecord:
         """The record with the drop that the pass cost, and the reason why it is taken back, if it is."""
@@ -225,10 +231,33 @@ class _Job:
     # --- judgement ---
 
     def check_speed(self) -> None:
-        """Take lossy passes back if the result is slower than the float model, or larger and not faster."""
-        lossy = [i for i, r in enumerate(self.records) if r.effect == "lossy" and r.rewrites and r.reverted is None]
-        if not lossy or self.options.goal == "size" or self.options.bench_seconds <= 0:
-            return
+        """Take lossy passes back if the result is slower than the float model, or larger and not faster.
+
+        What is left then is tried with its weights stored as int8 (float arithmetic, a smaller file), if the passes
+        were not chosen by the user.
+        """
+        reason = self._not_worth_it()
+        if reason is not None:
+            for i in self._lossy():
+                self.records[i] = replace(self.records[i], reverted=reason)
+            self.notes.append(f"{reason}, so 8-bit arithmetic was not kept")
+            self.model = self.float_model
+        if self.options.passes is None and not self._lossy() and self.options.target == "cpu" and self.calib is not None:
+            self._run_pass(Quantize(mode="weights"), "weights as int8")
+            reason = self._not_worth_it()
+            if reason is not None:
+                self.records[-1] = replace(self.records[-1], reverted=reason)
+                self.model = self.float_model
+
+    def _lossy(self) -> list[int]:
+        """Places of the lossy passes that are in the model."""
+        found = enumerate(self.records)
+        return [i for i, r in found if r.effect == "lossy" and r.rewrites and r.reverted is None]
+
+    def _not_worth_it(self) -> str | None:
+        """Why the model is no better than the float model, None if it is better or this cannot be said."""
+        if not self._lossy() or self.options.goal == "size" or self.options.bench_seconds <= 0:
+            return None
         self.progress(0.0, "timing against the float model")
         timed = benchmark(
             [self.float_model, self.model],
@@ -240,23 +269,19 @@ class _Job:
             progress=self.progress,
         )
         before, after = timed.models
-        faster = after.verdict == "faster"
-        worse = after.verdict == "slower" or (not faster and after.file_bytes >= before.file_bytes)
-        if worse or (self.options.goal == "latency" and not faster):
-            ratio = after.speedup or 0.0
-            reason = f"the result runs at {ratio:.2f}x the speed of the float model on this machine"
-            for i in lossy:
-                self.records[i] = replace(self.records[i], reverted=reason)
-            self.notes.append(f"{reason}, so the float model was kept; --goal size keeps the smaller file instead")
-            self.model = self.float_model
+        ratio = after.speedup or 0.0
+        if after.verdict == "slower" or (self.options.goal == "latency" and after.verdict != "faster"):
+            return f"the result runs at {ratio:.2f}x the speed of the float model on this machine"
+        if after.verdict != "faster" and after.file_bytes >= before.file_bytes:
+            return f"the file has {after.file_bytes:,} bytes, the float model {before.file_bytes:,}, at no more speed"
+        return None
 
     def verify_result(self) -> Verification | None:
         if not self.options.verify:
             self.notes.append("the result was not verified (--no-verify)")
             return None
-        lossy = any(r.effect == "lossy" and r.rewrites and r.reverted is None for r in self.records)
         self.progress(0.0, "verifying")
-        found = self._verify(self.model, effect="lossy" if lossy else "float", samples=_VERIFY_LIMIT)
+        found = self._verify(self.model, effect="lossy" if self._lossy() else "float", samples=_VERIFY_LIMIT)
         if found.verdict == "failed":
             raise VerificationError(
                 f"the optimized model does not do the job of the original: {found.reasons[0]}; nothing was written"

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.cleanup import remove_dead
-from onnxcomp.passes.linear import Linear, linear, output_rank, per_channel
+from onnxcomp.linear import Linear, linear, output_rank, per_channel
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Fuse"]

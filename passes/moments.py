@@ -13,7 +13,7 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.runner import observe, require_finite
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.graph import Model
-from onnxcomp.passes.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.passes.placement import Placement, Unit
 
 __all__ = ["Moments", "observe_inputs"]

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, producer
 from onnxcomp.manager import Context
-from onnxcomp.passes.linear import Linear, linear
+from onnxcomp.linear import Linear, linear
 from onnxcomp.shapes import Shapes
 
 __all__ = ["Placement", "Unit", "place"]

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.ranges import QuantParameters
 from onnxcomp.graph import Constant, Graph, Model, Node
-from onnxcomp.passes.linear import Linear
+from onnxcomp.linear import Linear
 from onnxcomp.passes.placement import Placement, Unit
 
 __all__ = ["QuantizedWeight", "insert", "output_channel_axis", "quantize_weight"]

@@ -29,6 +29,7 @@ from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.moments import Moments, observe_inputs
 from onnxcomp.passes.placement import Placement, place
 from onnxcomp.passes.rounding import round_with
+from onnxcomp.passes.weight_only import compress_weights
 from onnxcomp.shapes import infer
 
 __all__ = ["Quantize"]
@@ -39,7 +40,7 @@ _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 @dataclass(frozen=True)
 class Quantize(Pass):
-    """Static int8 quantization.
+    """Static int8 quantization, or with `mode` "weights" int8 storage of the weights under float arithmetic.
 
     `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
     second-order or nearest; `bias_correction` and `islands` switch these steps; `island_cost` is the share of the
@@ -50,8 +51,8 @@ class Quantize(Pass):
     name: ClassVar[str] = "quantize"
     effect: ClassVar[Effect] = "lossy"
     after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-constants", "fuse", "equalize", "prune-channels")
-    needs_data: ClassVar[bool] = True
 
+    mode: Literal["static", "weights"] = "static"
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     rounding: Literal["second-order", "nearest"] = "second-order"
     bias_correction: bool = True
@@ -60,7 +61,13 @@ class Quantize(Pass):
     ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     skip: tuple[str, ...] = ()
 
+    @property
+    def needs_data(self) -> bool:
+        return self.mode == "static"
+
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
+        if self.mode == "weights":
+            return {"mode": "weights", "stored_as_int8": compress_weights(model, ctx.allow)}
         if ctx.data is None:
             raise UsageError("pass 'quantize' needs calibration data; give them with --calib")
         plan = place(model, model.graph, infer(model), ctx, keep_float=self.skip, ops=self.ops)

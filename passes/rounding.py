@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.passes.gram import Gram
-from onnxcomp.passes.linear import Linear
+from onnxcomp.calibration.gram import Gram
+from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
 
 __all__ = ["as_rows", "from_rows", "round_with"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.passes.linear import Linear
+from onnxcomp.linear import Linear
 
 __all__ = ["Gram", "patches"]
 

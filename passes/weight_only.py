@@ -1,0 +1,99 @@
+"""Weight-only int8: the file is a quarter, the arithmetic stays float.
+
+A weight W becomes int8 codes and one scale per channel; the graph rebuilds it with two standard nodes,
+
+    W ~ Cast(codes) * scale[c]
+
+which ONNX Runtime computes once when it loads the model (constant folding), so a run costs what it cost before.
+A DequantizeLinear in their place would not be folded: ONNX Runtime keeps it for its own fusions and runs it every time.
+Embedding tables and other weights that are not multiplied are rebuilt in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.graph import Constant, Graph, Model
+from onnxcomp.linear import linear
+from onnxcomp.passes.qdq import QuantizedWeight, output_channel_axis
+
+__all__ = ["compress_weights"]
+
+Array = npt.NDArray[Any]
+_MIN_BYTES = 1024  # below, two nodes and a scale take more room than they save
+
+
+@dataclass(frozen=True)
+class _Site:
+    scope: Graph
+    constant: Constant
+    axis: int
+
+
+def compress_weights(model: Model, allow: Callable[[str], bool]) -> int:
+    """Store the float weights of all scopes as int8 codes, in place; returns how many."""
+    count = 0
+    for site in _sites(model):
+        codes = _round(site.constant.values, site.axis)
+        saved = site.constant.weight.nbytes - codes.codes.nbytes - codes.scales.nbytes
+        if saved < _MIN_BYTES // 2 or not allow(f"{site.constant.name} to int8 codes"):
+            continue
+        _rebuild(model, site, codes)
+        count += 1
+    return count
+
+
+def _sites(model: Model) -> list[_Site]:
+    """Float initializers of at least two axes; graph outputs and sparse ones stay."""
+    outputs = model.outputs()
+    found = []
+    for scope in model.graph.scopes():
+        for item in scope.initializers:
+            if not isinstance(item, Constant) or item.sparse is not None or item in outputs:
+                continue
+            large = item.dtype.kind == "f" and len(item.shape) >= 2 and item.weight.nbytes >= _MIN_BYTES
+            if large and item.outputs:
+                found.append(_Site(scope, item, _channel_axis(model, item)))
+    return found
+
+
+def _channel_axis(model: Model, constant: Constant) -> int:
+    """Axis of the output channels where a reader tells, else the axis that leaves the fewest elements to a scale."""
+    for node in constant.outputs:
+        view = linear(model, node)
+        if view is not None and view.weight is constant:
+            return output_channel_axis(view)
+        if node.op in ("LSTM", "GRU", "RNN"):
+            return 1
+    shape = constant.shape
+    return max(range(len(shape)), key=lambda i: (shape[i] <= constant.weight.size // 32, shape[i]))
+
+
+def _round(values: Array, axis: int) -> QuantizedWeight:
+    wide = values.astype(np.float64)
+    others = tuple(i for i in range(wide.ndim) if i != axis)
+    peak = np.abs(wide).max(axis=others)
+    scales = np.where(peak > 0, peak / 127, 1.0).astype(values.dtype)
+    scales = np.maximum(scales, np.finfo(values.dtype).tiny)
+    shape = [1] * wide.ndim
+    shape[axis] = -1
+    codes = np.clip(np.rint(wide / scales.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)
+    return QuantizedWeight(codes, scales, axis)
+
+
+def _rebuild(model: Model, site: _Site, codes: QuantizedWeight) -> None:
+    scope, constant = site.scope, site.constant
+    shape = [1] * codes.codes.ndim
+    shape[codes.axis] = -1
+    stored = model.constant(scope, f"{constant.name}_q", codes.codes)
+    scale = model.constant(scope, f"{constant.name}_scale", codes.scales.reshape(shape))
+    unscaled, result = model.variable(f"{constant.name}_f"), model.variable(f"{constant.name}_w")
+    scope.add("Cast", [stored], [unscaled], attrs={"to": constant.weight.data_type})
+    scope.add("Mul", [unscaled, scale], [result])
+    model.redirect(constant, result)
+    scope.initializers.remove(constant)

@@ -1,0 +1,370 @@
+"""The command line: what is printed where, exit codes, and that it says what the numbers say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp import cli_layout
+from onnxcomp.cli_commands import COMMANDS
+from onnxcomp.cli_progress import Progress
+from onnxcomp.cli_text import count, interval, number, percent, plain, short_names, size, summarize, tally
+
+OPTIMIZE = ("optimize", "model.onnx", "--calib", "data.npz", "--bench-seconds", "0", "-q")
+
+
+# --- texts ---
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.00 kB"),
+        (999_999, "1.00 MB"),
+        (1_586_509, "1.59 MB"),
+        (2_300_000_000, "2.30 GB"),
+        (None, "-"),
+    ],
+)
+def test_sizes_have_three_significant_digits(value, text):
+    assert size(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.00"),
+        (1.5754, "1.58"),
+        (12.345, "12.3"),
+        (12345.6, "12,346"),
+        (0.000012345, "1.23e-05"),
+        (float("inf"), "∞"),
+        (float("nan"), "-"),
+        (None, "-"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value, text):
+    assert number(value) == text
+
+
+def test_counts_are_in_full_below_a_million():
+    assert [count(v) for v in (393_778, 59_204_544, None)] == ["393,778", "59.2 M", "-"]
+
+
+def test_shares_and_intervals():
+    assert percent(0.99752) == "99.75 %"
+    assert interval((-0.0024, 0.0024), 100) == "-0.24 to 0.24"
+
+
+def test_control_and_invisible_characters_are_escaped():
+    text = plain("conv\x1b[31m\nred‮gnp\u200b[bold]")
+
+    assert text == "conv\\x1b[31m red\\u202egnp\\u200b[bold]"
+
+
+def test_files_of_the_same_name_are_told_apart_by_their_folder():
+    assert short_names(["a/m.onnx", "b/m.onnx"]) == ["a/m.onnx", "b/m.onnx"]
+    assert short_names(["a/m.onnx", "b/n.onnx"]) == ["m.onnx", "n.onnx"]
+    assert short_names(["m.onnx", "m.onnx"]) == ["1: m.onnx", "2: m.onnx"]
+
+
+def test_reasons_are_counted_and_the_most_frequent_is_named():
+    assert tally(["a"]) == "1 left alone: a"
+    assert tally(["a", "b", "a"]) == "3 left alone, mostly: a (2)"
+
+
+def test_details_show_plain_values_only():
+    assert summarize({"float_islands": 3, "sqnr": 47.3456, "steps": {"a": 1}}) == "float islands 3, sqnr 47.3"
+
+
+def test_brackets_in_names_are_not_markup(capsys):
+    table = cli_layout.table("node")
+    table.add_row(plain("[red]conv[/red]"))
+
+    cli_layout.Output().print(table)
+
+    assert "[red]conv[/red]" in capsys.readouterr().out
+
+
+# --- progress ---
+
+
+def test_progress_in_a_log_is_one_line_per_step(capsys):
+    with Progress() as progress:
+        progress(0.0, "pass 1/2 fuse")
+        progress(0.5, "pass 1/2 fuse: half")
+        progress(0.0, "compared 1 samples")
+        progress(0.0, "compared 2 samples")
+
+    assert capsys.readouterr().err == "pass 1/2 fuse\ncompared 1 samples\n"
+
+
+def test_quiet_progress_says_nothing(capsys):
+    with Progress(quiet=True) as progress:
+        progress(0.0, "verifying")
+
+    assert capsys.readouterr().err == ""
+
+
+class _Terminal:
+    """A stream that says that it is a terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self):
+        self.written = ""
+
+    def write(self, text):
+        self.written += text
+
+    def flush(self):
+        pass
+
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_is_a_bar_that_shows_names_as_they_are(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal = _Terminal()
+
+    with Progress(stream=terminal) as progress:
+        progress(0.5, "verifying [bold]\x1b[2J")
+
+    assert "verifying [bold]\\x1b[2J" in terminal.written
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    terminal = _Terminal()
+
+    with Progress(stream=terminal) as progress:
+        progress(0.0, "verifying")
+
+    assert terminal.written == "verifying\n"
+
+
+# --- commands ---
+
+
+def test_help_names_all_commands_and_the_exit_codes(capsys):
+    from onnxcomp.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"\n    {name}" in out for name in COMMANDS)
+    assert "130 interrupted" in out
+
+
+def test_help_imports_nothing_heavy_and_is_fast(root):
+    code = (
+        "import sys; from onnxcomp.cli import main\n"
+        "try: main(['optimize', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'onnx', 'onnxruntime', 'rich', 'PIL'}.intersection(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)"
+    )
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
+    seconds = time.perf_counter() - begin
+
+    assert done.stderr == "[]\n"
+    assert seconds < 2  # 0.1 s on an idle machine
+
+
+def test_optimize_writes_a_verified_model_and_the_numbers_it_prints(cli, workshop, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+
+    ran = cli(*OPTIMIZE, "--json", "report.json", "-o", "out.onnx")
+
+    report = json.loads((workshop / "report.json").read_text())
+    assert (ran.code, ran.err) == (0, "")
+    assert report["optimized"]["file_bytes"] == (workshop / "out.onnx").stat().st_size
+    for key in ("original", "optimized"):
+        assert size(report[key]["file_bytes"]) in ran.out
+        assert count(report[key]["nodes"]) in ran.out
+    assert f"verdict: {report['verification']['verdict']}" in ran.out
+    assert f"{100 * report['verification']['drop']:.2f} points" in ran.out
+    assert all(p["name"] in ran.out for p in report["passes"])
+    assert "wrote out.onnx" in ran.out
+
+
+def test_optimize_writes_beside_the_model_and_leaves_the_input_alone(cli, workshop):
+    before = (workshop / "model.onnx").read_bytes()
+
+    assert cli(*OPTIMIZE).code == 0
+
+    assert (workshop / "model.onnx").read_bytes() == before
+    onnx.checker.check_model(workshop / "model.opt.onnx")
+
+
+def test_json_to_standard_output_is_all_that_is_there(cli, workshop):
+    ran = cli(*OPTIMIZE[:-1], "--json", "-")
+
+    assert json.loads(ran.out)["schema_version"] == 1
+    assert "quantize" in ran.err
+
+
+def test_a_target_that_is_not_met_gives_5_and_the_best_model(cli, workshop):
+    ran = cli(*OPTIMIZE, "--size", "50x")
+
+    assert ran.code == 5
+    assert ran.err.startswith("error: --size 50x was asked for, ")
+    assert (workshop / "model.opt.onnx").exists()
+
+
+def test_without_data_the_result_says_which_flag_unlocks_int8(cli, workshop):
+    ran = cli("optimize", "model.onnx", "--bench-seconds", "0", "-q")
+
+    assert ran.code == 0
+    assert "verdict: unverified on real data" in ran.out
+    assert "--calib DATA unlocks it" in ran.out
+
+
+def test_a_recipe_gives_options_and_the_command_line_wins(cli, workshop):
+    (workshop / "recipe.toml").write_text('passes = "cleanup"\nseed = 3\nbench-seconds = 0\n')
+
+    ran = cli("optimize", "model.onnx", "--recipe", "recipe.toml", "--seed", "4", "--json", "-", "-q")
+
+    options = json.loads(ran.out)["options"]
+    assert (options["passes"], options["seed"]) == ("cleanup", 4)
+
+
+def test_verify_passes_equal_models(cli, workshop):
+    ran = cli("verify", "model.onnx", "model.onnx", "--data", "data.npz", "-q")
+
+    assert ran.code == 0
+    assert "verdict: within budget, 40 samples of data.npz" in ran.out
+
+
+def _other_model(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    weight = next(t for t in model.graph.initializer if t.name == "weight")
+    weight.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(weight), "weight"))
+    onnx.save(model, folder / "other.onnx")
+
+
+def test_verify_fails_another_model_with_4_and_a_reason(cli, workshop):
+    _other_model(workshop)
+
+    ran = cli("verify", "model.onnx", "other.onnx", "--data", "data.npz", "-q")
+
+    assert ran.code == 4
+    assert "verdict: failed" in ran.out
+    assert ran.err.startswith("error: quality (agreement)")
+
+
+def test_verify_on_too_few_samples_gives_7(cli, workshop):
+    ran = cli("verify", "model.onnx", "model.onnx", "--data", "data.npz", "--samples", "3", "-q")
+
+    assert ran.code == 7
+    assert "too few" in ran.err
+
+
+def test_verify_json_holds_the_verdict_also_when_it_fails(cli, workshop):
+    _other_model(workshop)
+
+    ran = cli("verify", "model.onnx", "other.onnx", "--data", "data.npz", "--json", "-", "-q")
+
+    assert ran.code == 4
+    assert json.loads(ran.out)["verdict"] == "failed"
+
+
+def test_bench_compares_models_and_says_what_is_noise(cli, workshop):
+    ran = cli("bench", "model.onnx", "model.onnx", "--seconds", "0.2", "-q", "--json", "bench.json")
+
+    found = json.loads((workshop / "bench.json").read_text())
+    assert ran.code == 0
+    assert "1: model.onnx" in ran.out
+    assert f"differences below {percent(found['noise_floor'], 1)} are noise here" in ran.out
+    assert number(found["models"][0]["ms"]["p50"]) in ran.out
+
+
+def test_inspect_prints_what_json_holds(cli, workshop):
+    shown, data = cli("inspect", "model.onnx", "--nodes", "-q"), cli("inspect", "model.onnx", "--json", "-q")
+
+    found = json.loads(data.out)
+    assert found["parameters"] == 36 + 12 + 3
+    assert "batch x 1 x 8 x 8" in shown.out
+    assert all(name in shown.out for name in found["operators"])
+
+
+def test_inspect_escapes_what_a_model_wants_to_do_to_the_terminal(cli, workshop):
+    model = onnx.load("model.onnx")
+    model.graph.node[0].name = "evil\x1b[2J\r\n[red]"
+    model.producer_name = "\x07bell"
+    onnx.save(model, "evil.onnx")
+
+    out = cli("inspect", "evil.onnx", "--nodes", "-q").out
+
+    assert "\x1b" not in out
+    assert "\x07" not in out
+    assert "\\x07bell" in out
+
+
+def test_passes_lists_all_with_their_effects(cli):
+    out = cli("passes").out
+
+    assert all(name in out for name in ("cleanup", "fold-constants", "fuse", "quantize", "exact", "lossy"))
+
+
+def test_passes_explains_one_with_options_and_defaults(cli):
+    shown, data = cli("passes", "quantize"), cli("passes", "quantize", "--json")
+
+    found = json.loads(data.out)
+    assert found["needs_data"]
+    for option in found["options"]:
+        assert option["name"] in shown.out
+    assert {"name": "skip", "type": "list of str, as a+b", "default": []} in found["options"]
+
+
+def test_doctor_says_which_providers_work(cli):
+    ran = cli("doctor", "--json", "-q")
+
+    cpu = json.loads(ran.out)["providers"][0]
+    assert (cpu["name"], cpu["works"]) == ("CPUExecutionProvider", True)
+
+
+def test_the_python_function_makes_the_same_file(cli, workshop):
+    import onnxcomp
+
+    ran = cli(*OPTIMIZE, "--json", "-", "-o", "a.onnx")
+    report = onnxcomp.optimize("model.onnx", "b.onnx", calib="data.npz", bench_seconds=0)
+
+    assert report.optimized["sha256"] == json.loads(ran.out)["optimized"]["sha256"]
+
+
+def test_a_reader_that_has_gone_is_no_error(workshop, root):
+    command = f"{sys.executable} -m onnxcomp inspect model.onnx --nodes | true; echo ${{PIPESTATUS[0]}}"
+
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, env=_environment(root), check=False
+    )
+
+    assert (done.stdout, done.stderr) == ("0\n", "reading\n")
+
+
+def _environment(root: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(root)}
+
+
+def test_the_calibration_data_are_not_changed(cli, workshop):
+    before = np.load("data.npz")["image"].copy()
+
+    cli(*OPTIMIZE)
+
+    assert np.array_equal(np.load("data.npz")["image"], before)
