@@ -69,6 +69,7 @@ def optimize(
     job = _Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
+    job.shrink_weights()
     verification = job.verify_result()
     measured = job.measure()
     saved = job.save(target)
@@ -231,23 +232,21 @@ class _Job:
     # --- judgement ---
 
     def check_speed(self) -> None:
-        """Take lossy passes back if the result is slower than the float model, or larger and not faster.
-
-        What is left then is tried with its weights stored as int8 (float arithmetic, a smaller file), if the passes
-        were not chosen by the user.
-        """
+        """Take lossy passes back if the result is slower than the float model, or larger and not faster."""
         reason = self._not_worth_it()
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
             self.notes.append(f"{reason}, so 8-bit arithmetic was not kept")
             self.model = self.float_model
-        if self.options.passes is None and not self._lossy() and self.options.target == "cpu" and self.calib is not None:
+
+    def shrink_weights(self) -> None:
+        """Store the weights that are still float as int8, if the passes were left to us: a smaller file, the same
+        arithmetic.
+        """
+        o = self.options
+        if o.passes is None and o.goal != "latency" and o.target == "cpu" and self.calib is not None:
             self._run_pass(Quantize(mode="weights"), "weights as int8")
-            reason = self._not_worth_it()
-            if reason is not None:
-                self.records[-1] = replace(self.records[-1], reverted=reason)
-                self.model = self.float_model
 
     def _lossy(self) -> list[int]:
         """Places of the lossy passes that are in the model."""

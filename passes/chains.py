@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from onnx import TensorProto
 
-from onnxcomp.graph import Node, producer
+from onnxcomp.graph import Node, Variable, producer
 from onnxcomp.passes.site import Site
 
 __all__ = ["shorter"]
@@ -28,6 +28,8 @@ _SAME_SHAPE = frozenset(
     "ThresholdedRelu QuantizeLinear DequantizeLinear".split()
 )
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+# Operators that only move or repeat elements: of zeros they make zeros.
+_MOVES = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Squeeze Tile Transpose Unsqueeze".split())
 
 
 def shorter(site: Site, node: Node) -> Edit | None:
@@ -39,7 +41,7 @@ def shorter(site: Site, node: Node) -> Edit | None:
 def _transpose(site: Site, node: Node) -> Edit | None:
     before, perm = site.before(node, "Transpose"), node.attrs.get("perm")
     if before is None:
-        return None
+        return _reshaping(site, node)
     first = before.attrs.get("perm")
     rank = len(perm or first or ()) or site.shapes[node.inputs[0]].rank
     if rank is None:
@@ -61,12 +63,80 @@ def _reshape(site: Site, node: Node) -> Edit | None:
     before = next((b for op in _RESHAPES if (b := site.before(node, op)) is not None), None)
     target = site.integers(node, 1, "shape")
     if before is None or target is None or (0 in target and not node.attrs.get("allowzero", 0)):
-        return None
+        return _reshaping(site, node)
 
     def edit() -> None:
         node.inputs[0] = before.inputs[0]
 
     return edit
+
+
+def _reshaping(site: Site, node: Node) -> Edit | None:
+    """Two nodes that keep the order of the elements are one Reshape, if its target can be written down."""
+    before = producer(node.inputs[0])
+    if before is None or not before.plain or len(node.inputs[0].outputs) != 1 or node.inputs[0] in site.scope.outputs:
+        return None
+    if site.opset < 5 or not (_keeps_order(site, node) and _keeps_order(site, before)):
+        return None
+    dims = site.shapes[node.outputs[0]].shape
+    if dims is None or any(isinstance(d, int) and d <= 0 for d in dims):
+        return None
+    target = [d if isinstance(d, int) else -1 for d in dims]
+    if target.count(-1) > 1:
+        return None
+
+    def edit() -> None:
+        node.op, node.domain = "Reshape", ""
+        node.attrs.clear()
+        shape = site.model.constant(site.scope, f"{node.outputs[0].name}_shape", np.asarray(target, np.int64))
+        node.inputs = [before.inputs[0], shape]
+
+    return edit
+
+
+def _keeps_order(site: Site, node: Node) -> bool:
+    """Whether the elements stay in their order: also in a Transpose that moves only dimensions of size 1."""
+    if node.kind in _RESHAPES:
+        return True
+    dims, perm = site.shapes[node.inputs[0]].shape if node.kind == "Transpose" else None, node.attrs.get("perm")
+    if dims is None:
+        return False
+    moved = [p for p in (perm or list(range(len(dims)))[::-1]) if dims[p] != 1]
+    return moved == sorted(moved)
+
+
+def _zero_state(site: Site, node: Node) -> Edit | None:
+    """A recurrent operator starts from zeros if no initial state is given."""
+    zeros = [p for p in (5, 6) if not site.omitted(node, p) and _is_zero(site, node.inputs[p])]
+    if not zeros:
+        return None
+
+    def edit() -> None:
+        for place in zeros:
+            node.inputs[place] = Variable("")
+
+    return edit
+
+
+def _is_zero(site: Site, tensor: Any) -> bool:
+    """Whether a value is made of positive zeros only, whatever its shape."""
+    stack = [tensor]
+    while stack:
+        current = stack.pop()
+        weight, source = site.model.weight(current), producer(current)
+        if weight is not None:
+            values = weight.load()
+            if values.dtype.kind != "f" or values.any() or np.signbit(values).any():
+                return False
+        elif source is not None and source.kind in _MOVES:
+            stack.extend(source.inputs if source.op == "Concat" else source.inputs[:1])
+        elif source is not None and source.kind == "ConstantOfShape" and source.plain:
+            value = source.attrs.get("value")
+            if value is not None and (value.values.any() or np.signbit(value.values).any()):
+                return False
+        else:
+            return False
+    return True
 
 
 def _merged_axes(op: str) -> Rule:
@@ -75,7 +145,7 @@ def _merged_axes(op: str) -> Rule:
     def rule(site: Site, node: Node) -> Edit | None:
         before = site.before(node, op)
         if before is None:
-            return None
+            return _reshaping(site, node)
         inner = before.inputs[0] if op == "Squeeze" else before.outputs[0]
         outer = node.inputs[0] if op == "Squeeze" else node.outputs[0]
         first = site.axes(before, site.shapes[inner].rank)
@@ -237,4 +307,6 @@ _RULES: dict[str, Rule] = {
     "Slice": _slice,
     "Shape": _shape,
     "Size": _shape,
+    "Flatten": _reshaping,
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _zero_state),
 }

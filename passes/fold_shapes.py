@@ -20,7 +20,7 @@ def fold_shapes(site: Site, ctx: Context) -> int:
     outputs = set(site.scope.outputs)
     values = ShapeValues(site.model, site.scope, site.shapes)
     first: dict[Hashable, Any] = {}
-    folded = 0
+    folded = _read_from_inputs(site, values, ctx)
     for node in site.scope.nodes:
         if node.kind == "Reshape" and len(node.inputs) == 2:
             folded += _reshape(site, node, values, ctx)
@@ -84,3 +84,47 @@ def _expand(site: Site, node: Node, values: ShapeValues, ctx: Context) -> int:
         return 0
     site.model.redirect(node.outputs[0], node.inputs[0])
     return 1
+
+
+def _read_from_inputs(site: Site, values: ShapeValues, ctx: Context) -> int:
+    """Take a symbolic dimension from the input that has it, not from a value deep in the graph.
+
+    Every reader of the Shape node must pick dimensions of one input: then no node is added.
+    """
+    if site.scope is not site.model.graph:
+        return 0
+    places = {d: (t, k) for t in reversed(site.scope.inputs) for k, d in enumerate(site.shapes[t].shape or ()) if isinstance(d, str)}
+    shapes = {n.inputs[0]: n.outputs[0] for n in site.scope.nodes if n.kind == "Shape" and not n.attrs}
+    outputs = set(site.scope.outputs)
+    moved = 0
+    for node in [n for n in site.scope.nodes if n.kind == "Shape" and n.inputs[0] not in site.scope.inputs]:
+        readers = list(node.outputs[0].outputs)
+        picks = [_picked(reader, node.outputs[0], values) for reader in readers]
+        found = [places.get(d) if isinstance(d, str) else None for pick in picks for d in pick or [None]]
+        sources = {place[0] for place in found if place is not None}
+        if not readers or None in found or len(sources) != 1 or node.outputs[0] in outputs or not node.plain:
+            continue
+        if not ctx.allow(f"{node.label}: its dimensions are those of an input"):
+            continue
+        source = sources.pop()
+        if source not in shapes:
+            shapes[source] = site.model.variable(f"{source.name}_shape")
+            site.scope.add("Shape", [source], [shapes[source]])
+        for reader, pick in zip(readers, picks, strict=True):
+            axes = np.asarray([places[d][1] for d in pick or () if isinstance(d, str)], np.int64)
+            scalar = reader.op == "Gather" and values.scalar(reader.inputs[1])
+            index = site.model.constant(site.scope, f"{reader.outputs[0].name}_axis", axes[0] if scalar else axes)
+            reader.op = "Gather"
+            reader.attrs.clear()
+            reader.inputs = [shapes[source], index]
+        moved += 1
+    return moved
+
+
+def _picked(node: Node, shape: Any, values: ShapeValues) -> list[Any] | None:
+    """The dimensions that a Gather or Slice takes out of a shape, None if that is not known."""
+    if node.kind not in ("Gather", "Slice") or node.inputs[0] is not shape or not node.plain:
+        return None
+    if any(t is shape for t in node.inputs[1:]):
+        return None
+    return values[node.outputs[0]] or None

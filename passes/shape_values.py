@@ -74,6 +74,10 @@ class ShapeValues:
             return None
         return [int(v) for v in weight.load().reshape(-1)], weight.shape == ()
 
+    def scalar(self, tensor: Any) -> bool:
+        found = self.entries(tensor)
+        return found is not None and found[1]
+
     def integers(self, tensor: Any) -> list[int] | None:
         """The entries of a value of which all are known."""
         found = self.entries(tensor)
