@@ -41,7 +41,7 @@ class Dataset:
     labelled: bool
     length: int | None
     _read: Callable[[], Iterator[Batch]] = field(repr=False)
-    _divisible: bool = field(repr=False)
+    divisible: bool = field(repr=False)
 
     def batches(self, limit: int | None = None) -> Iterator[Batch]:
         """Read from the start, at most `limit` samples; where batches cannot be cut, at least one batch.
@@ -56,8 +56,8 @@ class Dataset:
     def _limited(self, limit: int | None) -> Iterator[Batch]:
         done = 0
         for batch in self._read():
-            if limit is not None and done + batch.count > limit and (done or self._divisible):
-                if self._divisible:
+            if limit is not None and done + batch.count > limit and (done or self.divisible):
+                if self.divisible:
                     yield take(batch, 0, limit - done)
                 return
             yield batch

@@ -27,20 +27,20 @@ def limited(data: Dataset, samples: int | None) -> Dataset:
     if samples is None:
         return data
     length = None if data.length is None else min(samples, data.length)
-    return Dataset(data.source, data.labelled, length, lambda: data.batches(samples), data._divisible)
+    return Dataset(data.source, data.labelled, length, lambda: data.batches(samples), data.divisible)
 
 
 def _part(data: Dataset, pick: Callable[[int], bool]) -> Dataset:
     length = None
-    if data.length is not None and data._divisible:
+    if data.length is not None and data.divisible:
         length = sum(map(pick, range(data.length)))
-    return Dataset(data.source, data.labelled, length, lambda: _read(data, pick), data._divisible)
+    return Dataset(data.source, data.labelled, length, lambda: _read(data, pick), data.divisible)
 
 
 def _read(data: Dataset, pick: Callable[[int], bool]) -> Iterator[Batch]:
     position = 0
     for number, batch in enumerate(data.batches()):
-        if data._divisible:
+        if data.divisible:
             rows = np.array([i for i in range(batch.count) if pick(position + i)], np.intp)
             position += batch.count
             if len(rows):

@@ -80,6 +80,8 @@ def benchmark(
     """
     if not models:
         raise UsageError("benchmark needs at least one model")
+    if batch is not None and batch < 1:
+        raise UsageError(f"batch is {batch}; it must be at least 1")
     for model in models:
         _scan(model)
     session = open_session(models[0], threads=threads, provider=provider)

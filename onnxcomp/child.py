@@ -1,8 +1,9 @@
-"""Run one function of this package in a fresh Python process.
+"""Run one function of this package in a fresh Python process, with limits where they are asked for.
 
-Native code may crash, keep memory, or lay out its data well or badly by chance; a process of its own holds
-all three. The interpreter is started anew with `-m onnxcomp.child`, so a calling script needs no `if __name__
-== "__main__"`, and only the module that holds the function is imported.
+Native code may crash, keep memory, never end, or lay out its data well or badly by chance; a process of its own
+holds all of these. The interpreter is started anew with `-m onnxcomp.child`, so a calling script needs no
+`if __name__ == "__main__"`, and only the module that holds the function is imported. It is no barrier against code
+that takes over the child, which runs as the same user; but its answers are only data.
 
 The protocol is JSON: the job on stdin, then one object a line on stdout: {"event": ...} any number of times,
 at the end {"result": ...} or {"error": name of an OnnxcompError, "message": ..., "trace": ...}.
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from onnxcomp import errors
@@ -38,19 +42,30 @@ class ChildCrashError(Exception):
         self.killed = killed
 
 
-def run(target: str, job: Mapping[str, Any], on_event: Event | None = None) -> dict[str, Any]:
+def run(
+    target: str,
+    job: Mapping[str, Any],
+    on_event: Event | None = None,
+    *,
+    memory_bytes: int | None = None,
+    seconds: float | None = None,
+) -> dict[str, Any]:
     """Call `target` ("package.module:function") as function(job, emit) in a fresh process and return its
     dict.
 
     `job` and the result are JSON objects; large arrays go through files that the job names. What the function
     passes to `emit` arrives at `on_event`. The child ends with this call, whatever ends it: Ctrl-C included.
+    `memory_bytes` limits the address space that the function may take: files that it maps count, the module
+    that holds it does not. Systems without /proc and RLIMIT_AS ignore it. `seconds` limits the wall time,
+    start included.
 
-    Raises what the function raised if that is an OnnxcompError, OnnxcompError itself for any other exception,
-    and ChildCrashError if the process died.
+    Raises what the function raised if that is an OnnxcompError, ResourceError for a MemoryError, OnnxcompError
+    itself for any other exception, ChildCrashError if the process died, and TimeoutError after `seconds`.
     """
+    command = [sys.executable, "-P", "-m", "onnxcomp.child", target]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "onnxcomp.child", target],
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -58,9 +73,10 @@ def run(target: str, job: Mapping[str, Any], on_event: Event | None = None) -> d
             text=True,
             encoding="utf-8",
         )
-        with process:
+        with process, _Deadline(process, seconds) as deadline:
             try:
-                answer = _converse(process, json.dumps(dict(job)), on_event)
+                message = json.dumps({"job": dict(job), "memory_bytes": memory_bytes, "seconds": seconds})
+                answer = _converse(process, message, on_event)
                 process.wait()
             finally:
                 process.kill()
@@ -68,24 +84,52 @@ def run(target: str, job: Mapping[str, Any], on_event: Event | None = None) -> d
             return dict(answer["result"])
         if "error" in answer:
             raise _error(answer)
+        if deadline.passed or process.returncode == -getattr(signal, "SIGXCPU", 0):
+            raise TimeoutError(f"it took longer than {seconds:g} s")
         log.seek(0)
         raise _crash(process.returncode, log.read().decode("utf-8", "replace"))
 
 
-def _converse(process: subprocess.Popen[str], job: str, on_event: Event | None) -> dict[str, Any]:
+class _Deadline:
+    """Kills a process when its time is over."""
+
+    def __init__(self, process: subprocess.Popen[str], seconds: float | None) -> None:
+        self.passed = False
+        self._process = process
+        self._timer = None if seconds is None else threading.Timer(seconds, self._expire)
+
+    def _expire(self) -> None:
+        self.passed = True
+        self._process.kill()
+
+    def __enter__(self) -> _Deadline:
+        if self._timer is not None:
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _converse(process: subprocess.Popen[str], message: str, on_event: Event | None) -> dict[str, Any]:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        process.stdin.write(job)
+        process.stdin.write(message)
         process.stdin.close()
     except BrokenPipeError:
         return {}  # it died before it read the job: the exit status says of what
     for line in process.stdout:
-        message = json.loads(line)
-        if "event" not in message:
-            return dict(message)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            return {}  # it died in the middle of the line
+        if "event" not in answer:
+            return dict(answer)
         if on_event is not None:
-            on_event(message["event"])
+            on_event(answer["event"])
     return {}
 
 
@@ -104,16 +148,19 @@ def _error(answer: Mapping[str, str]) -> errors.OnnxcompError:
 
 
 def _crash(returncode: int, log: str) -> ChildCrashError:
+    cause = f"exit status {returncode}"
     if returncode < 0:
-        cause = f"signal {signal.Signals(-returncode).name}"
-    else:
-        cause = f"exit status {returncode}"
+        known = -returncode in set(signal.Signals)
+        cause = f"signal {signal.Signals(-returncode).name if known else -returncode}"
     last = log.strip().splitlines()[-1:]
     return ChildCrashError(": ".join([cause, *last]), killed=returncode == -9)
 
 
+# --- the child's side ------------------------------------------------------------------------------------------
+
+
 def main() -> None:
-    """The child's side: read the job, call the function, answer."""
+    """Read the job, call the function, answer."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what native code prints must not get between the answers
 
@@ -122,20 +169,40 @@ def main() -> None:
         channel.flush()
 
     module, _, function = sys.argv[1].partition(":")
+    request = json.load(sys.stdin)
+    memory_bytes = request["memory_bytes"]
     try:
-        job = json.load(sys.stdin)
-        answer = {
-            "result": getattr(importlib.import_module(module), function)(job, lambda e: send({"event": e}))
-        }
+        call = getattr(importlib.import_module(module), function)
+        _limit(memory_bytes, request["seconds"])
+        answer = {"result": call(request["job"], lambda e: send({"event": e}))}
     except errors.OnnxcompError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
     except MemoryError:
-        answer = {"error": "ResourceError", "message": "out of memory"}
+        allowed = f"; {memory_bytes:,} bytes were allowed" if memory_bytes is not None else ""
+        answer = {"error": "ResourceError", "message": f"out of memory{allowed}"}
     except Exception as error:
         text = f"{type(error).__name__} in {sys.argv[1]}: {error}"
         answer = {"error": "OnnxcompError", "message": text, "trace": traceback.format_exc()}
     send(answer)
     os._exit(0)  # no tear-down of native libraries: it takes time and some crash in it
+
+
+def _limit(memory_bytes: int | None, seconds: float | None) -> None:
+    """Set soft limits. That on CPU time ends a child that lost its parent."""
+    if memory_bytes is None and seconds is None:
+        return
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    statm = Path("/proc/self/statm")
+    if memory_bytes is not None and statm.exists():
+        used = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    if seconds is not None:
+        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds) * (os.cpu_count() or 1) + 1, most))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ This module and its `cli_*` neighbours are the only ones that print, and the onl
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-_OUT_OF_MEMORY = 8
+_OUT_OF_SOMETHING = 8
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,14 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _INTERRUPTED, traceback=False)
     except MemoryError:
-        return _fail("out of memory", _OUT_OF_MEMORY, traceback=verbose)
-    except BrokenPipeError:
-        return _reader_gone()
+        return _fail("out of memory", _OUT_OF_SOMETHING, traceback=verbose)
     except OnnxcompError as error:
         if error.exit_code == 1:
             return _bug(str(error))
         return _fail(str(error), error.exit_code, traceback=verbose)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _fail(f"the disk is full: {error}", _OUT_OF_SOMETHING, traceback=verbose)
         return _bug(f"{type(error).__name__}: {error}")
 
 
@@ -71,7 +72,7 @@ def _run(words: list[str]) -> int:
     try:
         _show(outcome, as_json=args.json == "-")
     except BrokenPipeError:
-        _reader_gone()
+        _forget_output()
     if outcome.error is not None:
         return _fail(str(outcome.error), code, traceback=False)
     return code
@@ -117,15 +118,16 @@ def _print_traceback() -> None:
         traceback.print_exc(file=sys.stderr)
 
 
-def _reader_gone() -> int:
+def _forget_output() -> None:
     """Whoever read standard output, such as `head`, has gone: say nothing, not even in the flush at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
 def _print_anything() -> None:
-    """Print characters that the terminal's encoding lacks as escapes instead of failing on them."""
+    """Printing never fails: characters that the encoding lacks become escapes, a closed stream takes all."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

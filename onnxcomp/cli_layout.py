@@ -55,8 +55,7 @@ def say(console: Console, text: str = "", style: str = "") -> None:
 
 
 def verdict(console: Console, word: str, rest: str) -> None:
-    line = Text("verdict: ", style="bold")
-    line.append(word, style=_STYLES.get(word, "bold"))
+    line = Text("verdict: ").append(word, style=_STYLES.get(word, "bold"))
     console.print(line.append(plain(rest)), soft_wrap=not console.is_terminal)
 
 

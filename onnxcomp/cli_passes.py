@@ -20,6 +20,7 @@ from onnxcomp.registry import load_pass
 
 __all__ = ["describe", "listed", "show_list", "show_one"]
 
+_REQUIRED = "required"
 _EFFECTS = {
     "exact": "every output stays equal, bit by bit, as long as the runtime itself optimizes nothing",
     "float": "outputs stay equal up to the rounding of floating-point numbers",
@@ -40,17 +41,19 @@ def describe(kind: type[Pass]) -> dict[str, Any]:
     about = inspect.cleandoc(kind.__doc__ or "")
     module = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
     hints = typing.get_type_hints(kind)
+    options = [
+        {"name": f.name.replace("_", "-"), "type": _type(hints[f.name]), "default": _default(f)}
+        for f in dataclasses.fields(kind)
+    ]
+    by_default: Any = kind if any(o["default"] == _REQUIRED for o in options) else kind()
     return {
         "name": kind.name,
         "effect": kind.effect,
-        "needs_data": kind.needs_data,
+        "needs_data": bool(by_default.needs_data),  # may depend on the options
         "after": list(kind.after),
         "summary": " ".join(about.partition("\n\n")[0].split()),
         "text": "\n\n".join(text for text in (module, about) if text),
-        "options": [
-            {"name": f.name.replace("_", "-"), "type": _type(hints[f.name]), "default": _default(f)}
-            for f in dataclasses.fields(kind)
-        ],
+        "options": options,
     }
 
 
@@ -108,7 +111,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     elif field.default_factory is not dataclasses.MISSING:
         value = field.default_factory()
     else:
-        return "required"
+        return _REQUIRED
     return list(value) if isinstance(value, tuple) else value
 
 

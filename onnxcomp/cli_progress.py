@@ -43,13 +43,21 @@ class Progress:
 
     def __call__(self, share: float, what: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=share, description=plain(what))
+            almost = min(share, 0.999)  # a bar that was full once would stop its clock, and here comes the next step
+            self._bar.update(self._bar.task_ids[0], completed=almost, description=plain(what))
         elif not self._quiet and share == 0.0:
             step = re.sub(r"\d+", "", what.partition(":")[0])  # not a line for each number that goes up
             if step != self._step:
-                self._stream.write(plain(what) + "\n")
-                self._stream.flush()
+                self._line(plain(what))
             self._step = step
+
+
+    def _line(self, text: str) -> None:
+        try:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+        except BrokenPipeError:  # whoever read the log has gone; the work goes on
+            self._quiet = True
 
 
 def _bar(stream: Any) -> Bar | None:

@@ -79,7 +79,8 @@ def _comparison(report: Report) -> Table:
     shown.add_row("nodes", count(before["nodes"]), count(after["nodes"]), "")
     if report.benchmark is not None:
         a, b = report.benchmark.models[:2]
-        shown.add_row("latency", milliseconds(a.ms["p50"]), milliseconds(b.ms["p50"]), speed_text(b))
+        speed = speed_text(b, report.benchmark.noise_floor)
+        shown.add_row("latency", milliseconds(a.ms["p50"]), milliseconds(b.ms["p50"]), speed)
         shown.add_row("loading", milliseconds(a.load_ms), milliseconds(b.load_ms), "")
         shown.add_row("peak memory", size(a.peak_memory_bytes), size(b.peak_memory_bytes), "")
         shown.add_row("int8 kernels", count(a.int8_kernels), count(b.int8_kernels), int8_text(b))

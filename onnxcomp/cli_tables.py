@@ -20,6 +20,7 @@ from onnxcomp.cli_text import (
     short_names,
     size,
 )
+from onnxcomp.timing import SAME
 
 if TYPE_CHECKING:
     from onnxcomp.bench import Benchmark, ModelTiming
@@ -31,11 +32,14 @@ _SUFFIX = "ExecutionProvider"
 _PRODUCTS = ("Conv", "MatMul", "Gemm", "Attention", "LSTM")
 
 
-def speed_text(timing: ModelTiming) -> str:
-    """A speed-up in words: "2.02x faster (95 %: 1.98 to 2.06)"."""
+def speed_text(timing: ModelTiming, noise_floor: float) -> str:
+    """A speed-up in words: "2.02x faster (95 %: 1.98 to 2.06)". `noise_floor` is a relative difference."""
     if timing.speedup is None or timing.ci is None:
         return timing.verdict
     sure = f"95 %: {interval(timing.ci)}"
+    low, high = timing.ci
+    if timing.verdict == SAME and not low <= 1 <= high:
+        sure += f", noise: {percent(noise_floor, 0)}"  # the interval alone would say something else
     if timing.verdict == "faster":
         return f"{ratio(timing.speedup)} faster ({sure})"
     return f"{timing.verdict} ({ratio(timing.speedup)}, {sure})"
@@ -57,7 +61,7 @@ def show_benchmark(console: Console, found: Benchmark) -> None:
     rest = table("model", ">file", ">load ms", ">first ms", ">peak memory", "kernels")
     for name, m in zip(names, found.models, strict=True):
         quantiles = (number(v) for v in m.ms.values())
-        speed.add_row(name, *quantiles, number(m.runs_per_second), speed_text(m))
+        speed.add_row(name, *quantiles, number(m.runs_per_second), speed_text(m, found.noise_floor))
         sizes = (size(m.file_bytes), number(m.load_ms), number(m.first_ms), size(m.peak_memory_bytes))
         rest.add_row(name, *sizes, _kernels(m))
     console.print(speed)

@@ -69,15 +69,16 @@ class Node(gs.Node):
         """The subgraphs in this node's attributes."""
         found: list[Graph] = []
         for value in self.attrs.values():
-            if isinstance(value, Graph):
+            kind = type(value)
+            if kind is Graph:
                 found.append(value)
-            elif isinstance(value, list):
-                found.extend(v for v in value if isinstance(v, Graph))
+            elif kind is list:
+                found.extend(v for v in value if type(v) is Graph)
         return found
 
 
 class Variable(gs.Variable):
-    """A value known at run time only. `info` is its ValueInfoProto, `default` the initializer that a caller may override."""
+    """A value known at run time only. `info` is its ValueInfoProto, `default` what a caller may override."""
 
     info: onnx.ValueInfoProto | None = None
     default: Weight | None = None
@@ -138,7 +139,7 @@ class Graph(gs.Graph):
         while stack:
             scope = stack.pop()
             yield scope
-            inner = [body for node in scope.nodes for body in node.bodies()]
+            inner = [body for node in scope.nodes if node.attrs for body in node.bodies()]
             stack.extend(reversed(inner))
 
     def add(
@@ -237,7 +238,9 @@ class Model:
         """A value name that no scope uses yet: `wish`, or `wish` with a number behind it."""
         if self._names is None:
             self._names = {t.name for scope in self.scopes() for t in _tensors(scope)}
-        name = next(n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self._names)
+        name = next(
+            n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self._names
+        )
         self._names.add(name)
         return name
 

@@ -1,40 +1,44 @@
 """Model files: lazy loading, atomic saving.
 
 Loading reads the structure only; weights stay in the file. Nothing reaches native code before the wire-level scan
-(wire.py, safety.py) has seen it. Saving writes next to the target and renames, so that at every moment the old file or
-the new one is there, whole; external data go into a new file that carries the hash of its contents in its name, so that
-a model file never points at data of another version.
+(wire.py, safety.py) has seen it. Saving puts a finished file in the place of the old one, so that at every moment the
+old or the new one is there, whole; external data go into a new file that carries the hash of its contents in its name,
+so that a model file never points at data of another version.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
+import mmap
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
 import onnx
 from onnx import TensorProto
 
-from onnxcomp.errors import OnnxcompError, RejectedError, ResourceError, UsageError
-from onnxcomp.external import resolve
+from onnxcomp import atomic
+from onnxcomp.atomic import check_output
+from onnxcomp.errors import ModelError, OnnxcompError, ResourceError
+from onnxcomp.external import Storage, unsafe_location
+from onnxcomp.files import OpenFile
 from onnxcomp.graph import Model
 from onnxcomp.safety import check
-from onnxcomp.serde import export_model, from_proto, import_model, inline, tensors
-from onnxcomp.weights import Weight
+from onnxcomp.serde import export_model, from_proto, import_model
+from onnxcomp.serde import tensors as lazy_tensors
+from onnxcomp.splice import Spliced, slot, splice
+from onnxcomp.tensors import tensors
+from onnxcomp.weights import Buffer, Weight
 from onnxcomp.wire import read_skeleton
 
 __all__ = ["Saved", "check_output", "load", "model_bytes", "save", "save_text", "sha256"]
 
 _INLINE_LIMIT = 1_500_000_000  # above this the payloads go into a data file: one message holds 2 GB at most
+_MESSAGE_LIMIT = (1 << 31) - 1
 _ALIGNMENT = 64
-_OWN_DATA = re.compile(r"\.[0-9a-f]{12}\.data$")
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class Saved:
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, allow_symlinks: bool = False) -> Model:
-    """Load a model for editing. Weights are read when asked for, from where they are.
+    """Load a model for editing. Weights are read when asked for, from the files as they are now: what is saved over
+    them later does not change them.
 
     `source` is a path, a ModelProto (copied), or a Model (given back as it is). `allow_symlinks` lets external data lie
     behind symbolic links, as in the caches of model hubs.
@@ -58,15 +63,20 @@ def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, allow_syml
     if isinstance(source, Model):
         return source
     if isinstance(source, onnx.ModelProto):
+        _refuse_external(source)
         return from_proto(source)
-    path = Path(source)
-    proto = read_skeleton(path).proto
-    check(proto, path.parent, path, allow_symlinks=allow_symlinks)
+    file = OpenFile(Path(source), "model")
+    proto = read_skeleton(file).proto
+    storage = Storage(file, allow_symlinks=allow_symlinks)
+    check(proto, storage)
+    _inline_rest(proto, storage)
 
     def payload(tensor: TensorProto) -> Weight:
         if tensor.data_location != TensorProto.EXTERNAL:
             return Weight.from_proto(tensor)
-        return Weight.from_proto(tensor, resolve(tensor, path.parent, path, allow_symlinks=allow_symlinks))
+        reference = storage.locate(tensor)
+        reference.verify_checksum()
+        return Weight.from_proto(tensor, reference)
 
     return import_model(proto, payload)
 
@@ -82,7 +92,9 @@ def save(
     """Write a model so that `path` holds the old file or the whole new one at every moment.
 
     Payloads go into one data file beside it, aligned to 64 bytes, if they are larger than 1.5 GB together or if
-    `external_data` asks for it. `before_commit` is called with the path of the finished temporary model file.
+    `external_data` asks for it. Memory does not grow with the size of the weights. Data files of earlier versions are
+    removed once no model in the folder refers to them. `before_commit` is called with the path of the finished
+    model file before it takes the place of the old one; what it raises leaves the old one there.
 
     Raises UsageError if `path` exists and `overwrite` is false, RejectedError if it cannot be written, ResourceError if
     the disk is full.
@@ -90,51 +102,41 @@ def save(
     target = Path(path)
     check_output(target, overwrite=overwrite)
     proto, payloads = export_model(model)
-    total = sum(p.nbytes for p in payloads)
-    with _explained(target), contextlib.ExitStack() as cleanup:
+    total = proto.ByteSize() + sum(p.nbytes for p in payloads)
+    external = external_data or total > _INLINE_LIMIT
+    with atomic.explained(target), contextlib.ExitStack() as stack:
+        atomic.remove_leftovers(target)
+        atomic.require_space(target.parent, total)
+        stack.callback(_remove_unused_data, target)
         data = None
-        if external_data or proto.ByteSize() + total > _INLINE_LIMIT:
-            data = _write_data(target, payloads, proto, cleanup)
-        else:
-            inline(proto, payloads)
-        temporary = _temporary(target, cleanup)
-        message = proto.SerializeToString(deterministic=True)
-        with _create(temporary) as file:
-            file.write(message)
+        if external:
+            loose = stack.enter_context(atomic.draft(target))
+            size, digest = atomic.write(loose, _data_file(payloads))
+            data = target.with_name(f"{target.stem}.{digest[:12]}.data")
+            _refer(proto, payloads, data.name)
+        message = splice(proto, payloads)
+        finished = stack.enter_context(atomic.draft(target))
+        written, digest = _write_message(finished, message)
+        if data is not None:
+            with atomic.locked(target.parent):
+                os.replace(loose, data)
+            atomic.sync_folder(target.parent)
         if before_commit is not None:
-            before_commit(temporary)
-        stale = _own_data_files(target) if target.exists() else set()
-        os.replace(temporary, target)
-        cleanup.pop_all()
-        _sync_folder(target.parent)
-        for old in stale - {data}:
-            old.unlink(missing_ok=True)
-    size = len(message) + (data.stat().st_size if data else 0)
-    return Saved(target, data, size, hashlib.sha256(message).hexdigest())
+            before_commit(finished)
+        os.replace(finished, target)
+        atomic.sync_folder(target.parent)
+    return Saved(target, data, written + (size if data else 0), digest)
 
 
 def save_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a text file, whole or not at all. Errors are those of `save`."""
     target = Path(path)
     check_output(target, overwrite=overwrite)
-    with _explained(target), contextlib.ExitStack() as cleanup:
-        temporary = _temporary(target, cleanup)
-        with _create(temporary) as file:
-            file.write(text.encode("utf-8"))
-        os.replace(temporary, target)
-        cleanup.pop_all()
-
-
-def check_output(target: Path, *, overwrite: bool) -> None:
-    """Raise now what would make a save fail later: a path that exists, a folder that is missing or read-only."""
-    if target.is_dir():
-        raise UsageError(f"the output path {target} is a folder; give a file name")
-    if target.exists() and not overwrite:
-        raise UsageError(f"the output file {target} exists; use --force to overwrite it")
-    if not target.parent.is_dir():
-        raise RejectedError(f"the folder {target.parent} for the output does not exist; create it first")
-    if not os.access(target.parent, os.W_OK):
-        raise RejectedError(f"the folder {target.parent} for the output is read-only; choose another with -o")
+    with atomic.explained(target), atomic.draft(target) as finished:
+        atomic.remove_leftovers(target)
+        atomic.write(finished, [text.encode("utf-8")])
+        os.replace(finished, target)
+        atomic.sync_folder(target.parent)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
@@ -145,84 +147,105 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def model_bytes(path: Path) -> int:
     """Size of a model file together with the data files that it refers to."""
-    return path.stat().st_size + sum(p.stat().st_size for p in _data_files(path))
-
-
-def _data_files(path: Path) -> set[Path]:
     proto = read_skeleton(path).proto
-    names = {e.value for t in tensors(proto) for e in t.external_data if e.key == "location"}
-    return {path.parent / n for n in names if not n.startswith("\x00") and (path.parent / n).is_file()}
+    names = {e.value for _, t in tensors(proto) for e in t.external_data if e.key == "location"}
+    files = {path.parent / n for n in names if unsafe_location(n) is None}
+    return path.stat().st_size + sum(f.stat().st_size for f in files if f.is_file())
 
 
-def _own_data_files(path: Path) -> set[Path]:
-    """Data files that `path` refers to and that this module named: they go when the model is overwritten."""
-    try:
-        found = _data_files(path)
-    except OnnxcompError:
-        return set()
-    return {p for p in found if p.name.startswith(path.stem + ".") and _OWN_DATA.search(p.name)}
+# --- loading ---------------------------------------------------------------------------------------------------
 
 
-def _write_data(
-    target: Path, payloads: list[Weight], proto: onnx.ModelProto, cleanup: contextlib.ExitStack
-) -> Path:
-    """Stream the payloads into a data file named by its contents, and let the stubs point at it."""
-    temporary = _temporary(target, cleanup)
-    digest, offsets, position = hashlib.sha256(), [], 0
-    with _create(temporary) as file:
-        for weight in payloads:
-            padding = -position % _ALIGNMENT
-            for chunk in (b"\0" * padding, *weight.chunks()):
-                file.write(chunk)
-                digest.update(chunk)
-            offsets.append(position + padding)
-            position += padding + weight.nbytes
-    data = target.with_name(f"{target.stem}.{digest.hexdigest()[:12]}.data")
-    if not data.exists():
-        cleanup.callback(data.unlink, missing_ok=True)
-    os.replace(temporary, data)
-    for tensor in tensors(proto):
+def _refuse_external(proto: onnx.ModelProto) -> None:
+    for where, tensor in tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
-            index = int(tensor.external_data[1].value)
+            raise ModelError(
+                f"{where} has external data, but a ModelProto has no folder to find them in; give the path of the "
+                "model file, or load the data into the ModelProto first"
+            )
+
+
+def _inline_rest(proto: onnx.ModelProto, storage: Storage) -> None:
+    """Put payloads in place that are not kept apart: those of sparse tensors, training_info, defaults of functions."""
+    kept = list(lazy_tensors(proto))  # alive, so that protobuf gives the same objects again below
+    apart, size = {id(tensor) for tensor in kept}, 0
+    for where, tensor in tensors(proto):
+        if tensor.data_location == TensorProto.EXTERNAL and id(tensor) not in apart:
+            reference = storage.locate(tensor)
+            size += reference.length
+            if size > _INLINE_LIMIT:
+                raise ModelError(f"{where} is too large: there, ONNX has to hold the values in the model itself")
+            reference.verify_checksum()
+            tensor.raw_data = reference.bytes().tobytes()
+            tensor.ClearField("data_location")
             tensor.ClearField("external_data")
-            for key, value in (
-                ("location", data.name),
-                ("offset", offsets[index]),
-                ("length", payloads[index].nbytes),
-            ):
-                tensor.external_data.add(key=key, value=str(value))
-    return data
 
 
-def _temporary(target: Path, cleanup: contextlib.ExitStack) -> Path:
-    path = target.with_name(f".{target.name}.tmp-{os.getpid()}-{secrets.token_hex(4)}")
-    cleanup.callback(path.unlink, missing_ok=True)
-    return path
+# --- saving ----------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _create(path: Path) -> Iterator[IO[bytes]]:
-    with open(path, "xb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
+def _data_file(payloads: list[Weight]) -> Iterator[Buffer]:
+    """The bytes of a data file; `_refer` knows the places."""
+    for weight, offset, end in _places(payloads):
+        yield bytes(offset - end)
+        yield from weight.chunks()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut; systems that cannot open a folder do that on their own."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _places(payloads: list[Weight]) -> Iterator[tuple[Weight, int, int]]:
+    """Each payload with its aligned offset and the end of the one before it."""
+    end = 0
+    for weight in payloads:
+        offset = end + -end % _ALIGNMENT
+        yield weight, offset, end
+        end = offset + weight.nbytes
 
 
-@contextlib.contextmanager
-def _explained(target: Path) -> Iterator[Any]:
+def _refer(proto: onnx.ModelProto, payloads: list[Weight], location: str) -> None:
+    """Let the stubs point at the payloads in a data file."""
+    places = [(str(offset), str(weight.nbytes)) for weight, offset, _ in _places(payloads)]
+    for tensor in lazy_tensors(proto):
+        index = slot(tensor)
+        if index is not None:
+            tensor.ClearField("external_data")
+            for key, value in zip(("location", "offset", "length"), (location, *places[index]), strict=True):
+                tensor.external_data.add(key=key, value=value)
+
+
+def _write_message(path: Path, message: Spliced) -> tuple[int, str]:
+    if message.size > _MESSAGE_LIMIT:
+        raise ResourceError(
+            f"the model has {message.size:,} bytes without what can be stored outside, more than the 2 GB of one "
+            "protobuf message"
+        )
+    written, digest = atomic.write(path, message.chunks())
+    if written != message.size:
+        raise OnnxcompError(f"{written} bytes were written where {message.size} were announced")
+    return written, digest
+
+
+def _remove_unused_data(target: Path) -> None:
+    """Remove the data files of a target, from this save or earlier ones, that no model in the folder refers to."""
+    ours = re.compile(re.escape(target.stem) + r"\.[0-9a-f]{12}\.data")
+    with contextlib.suppress(OSError), atomic.locked(target.parent):
+        found = list(target.parent.iterdir())
+        data = [p for p in found if ours.fullmatch(p.name)]
+        others = [p for p in found if p not in data and _may_be_model(p, target)] if data else []
+        for path in data:
+            if not any(_mentions(other, path.name) for other in sorted(others, key=lambda p: p != target)):
+                path.unlink(missing_ok=True)
+
+
+def _may_be_model(path: Path, target: Path) -> bool:
+    """Models have any name; ours begins as the target's, and what is being written begins with a dot."""
+    return path.suffix == ".onnx" or path.name.startswith((target.stem, f".{target.stem}"))
+
+
+def _mentions(path: Path, name: str) -> bool:
+    """Whether a file holds a name; one that cannot be read might."""
     try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ResourceError(f"the disk is full: {target} was not written, what was there before still is") from error
-        raise RejectedError(f"cannot write {target}: {error.strerror or error}; choose another path with -o") from error
+        if not path.is_file() or path.stat().st_size == 0:
+            return False
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return data.find(name.encode()) >= 0
+    except OSError:
+        return True

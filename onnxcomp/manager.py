@@ -162,6 +162,8 @@ class Pipeline:
         """
         from onnxcomp.registry import load_pass, pass_names
 
+        if isinstance(spec, Mapping) or not isinstance(spec, Iterable):
+            raise UsageError(f"passes is {spec!r}; it must be a text such as 'cleanup,fuse' or a list")
         items = spec.split(",") if isinstance(spec, str) else list(spec)
         passes: list[Pass] = []
         parsed: list[tuple[str, Mapping[str, Any]] | Pass] = []
@@ -171,6 +173,8 @@ class Pipeline:
             elif isinstance(item, str):
                 if item.strip():
                     parsed.append(_split(item.strip()))
+            elif not isinstance(item, Mapping):
+                raise UsageError(f"{item!r} in passes is no pass: give a text or a table with the key name")
             else:
                 rest = dict(item)
                 parsed.append((str(rest.pop("name", "")), rest))

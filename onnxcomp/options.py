@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import tomllib
@@ -21,6 +22,7 @@ _TARGETS = ("cpu", "cuda", "tensorrt")
 _GOALS = ("latency", "size", "balanced")
 # What runs when neither passes nor a recipe are given.
 DEFAULT_PASSES = "cleanup,fold-constants,cleanup,fuse,cleanup,quantize"
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", re.IGNORECASE)
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x?")
 
 
@@ -40,8 +42,9 @@ class Options:
     size: float | None = None
     speed: float | None = None
     passes: Any = None
-    report: str | None = None
-    json: str | None = None
+    output: str | os.PathLike[str] | None = None
+    report: str | os.PathLike[str] | None = None
+    json: str | os.PathLike[str] | None = None
     samples: int = 512
     seed: int = 0
     threads: int = 1
@@ -73,6 +76,8 @@ class Options:
                 values[key] = _factor(values[key], key)
         if "max_drop" in values:
             values["max_drop"] = share(values["max_drop"], "max_drop")
+        if "memory" in values:
+            values["memory"] = _bytes(values["memory"], "memory")
         options = cls(**values)
         options._check()
         return options
@@ -86,6 +91,17 @@ class Options:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise UsageError(f"{key} is {value!r}; it must be a whole number from {least}")
+        for key in ("verify", "force", "external_data", "allow_symlinks"):
+            if not isinstance(getattr(self, key), bool):
+                raise UsageError(f"{key} is {getattr(self, key)!r}; it can be true or false")
+        for key in ("output", "json", "report"):
+            if not isinstance(getattr(self, key), (str, os.PathLike, type(None))):
+                raise UsageError(f"{key} is {getattr(self, key)!r}; it must be the name of a file")
+        seconds = self.bench_seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise UsageError(f"bench_seconds is {seconds!r}; it must be a number of seconds, 0 for no benchmark")
+        if self.speed is not None and seconds == 0:
+            raise UsageError("speed asks for a measurement, but bench_seconds is 0; leave one of them out")
 
 
 def share(value: Any, what: str) -> float:
@@ -105,6 +121,16 @@ def _factor(value: Any, what: str) -> float:
     if not match or float(match[1]) < 1:
         raise UsageError(f"{what} is {value!r}; it must be a factor of at least 1, such as 2x")
     return float(match[1])
+
+
+def _bytes(value: Any, what: str) -> int:
+    """Bytes from a number or a text: "2GB" is 2e9, "2GiB" is 2 * 2^30."""
+    match = _SIZE.fullmatch(str(value).strip())
+    if not match:
+        raise UsageError(f"{what} is {value!r}; it must be a size such as 2GB, 512MiB or a number of bytes")
+    number, prefix, binary = match.groups()
+    power = " KMGT".index((prefix or " ").upper())
+    return int(float(number) * (1024 if binary else 1000) ** power)
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:

@@ -8,14 +8,13 @@ the operators get along with each other's types and shapes is left to ONNX Runti
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from onnx import ModelProto, TensorProto, defs
 
 from onnxcomp.bounds import Scope
 from onnxcomp.errors import ModelError
-from onnxcomp.external import map_bytes, resolve
+from onnxcomp.external import Reference, Storage
 from onnxcomp.limits import Limits
 from onnxcomp.structure import RUNTIME_DOMAINS, canonical, check_structure, subgraphs, versions
 from onnxcomp.tensors import check_tensor, tensors
@@ -39,31 +38,29 @@ _LEGACY_OPERATORS = frozenset(
 )
 
 
-def check(
-    proto: ModelProto,
-    folder: Path,
-    model_file: Path,
-    limits: Limits | None = None,
-    *,
-    allow_symlinks: bool = False,
-) -> list[str]:
+def check(proto: ModelProto, storage: Storage | None, limits: Limits | None = None) -> list[str]:
     """Check the skeleton of a model; returns remarks on what is unusual but harmless.
 
-    `folder` is where locations of external data start, `model_file` the file that was read.
+    `storage` finds external data; without one, for a model that did not come from a file, they are refused.
     Raises ModelError, which names the node, tensor or function, for the first thing that is wrong.
     """
     limits = limits or Limits()
     notes = _check_versions(proto, limits)
 
-    def payload(tensor: TensorProto) -> bytes:
-        return bytes(map_bytes(resolve(tensor, folder, model_file, allow_symlinks=allow_symlinks)))
+    def locate(tensor: TensorProto) -> Reference:
+        if storage is None:
+            raise ModelError(
+                f"tensor {tensor.name!r} has external data, but this model has no file that they could lie "
+                "beside; give the path of the model file instead"
+            )
+        return storage.locate(tensor)
 
     for where, tensor in tensors(proto):
         check_tensor(tensor, where)
         if tensor.data_location == TensorProto.EXTERNAL:
-            remark = resolve(tensor, folder, model_file, allow_symlinks=allow_symlinks).remark
+            remark = locate(tensor).remark
             notes += [remark] if remark else []
-    notes += check_structure(proto, limits, Scope(payload))
+    notes += check_structure(proto, limits, Scope(lambda tensor: locate(tensor).bytes().tobytes()))
     return list(dict.fromkeys(notes))
 
 

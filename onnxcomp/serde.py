@@ -45,7 +45,7 @@ def to_bytes(model: Model) -> bytes:
     if size > _MESSAGE_LIMIT:
         raise ResourceError(f"the model has {size:,} bytes, more than the 2 GB of one protobuf message; save it first")
     inline(proto, payloads)
-    return proto.SerializeToString(deterministic=True)
+    return bytes(proto.SerializeToString(deterministic=True))
 
 
 def slots(payloads: list[Weight]) -> Resolver:
@@ -277,9 +277,7 @@ def _type(info: onnx.ValueInfoProto) -> tuple[Any, list[Any] | None]:
         return None, None
     if not tensor.HasField("shape"):
         return dtype, None
-    return dtype, [
-        d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim
-    ]
+    return dtype, [d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in tensor.shape.dim]
 
 
 def _dense(sparse: onnx.SparseTensorProto) -> np.ndarray[Any, Any]:

@@ -1,15 +1,8 @@
-"""What a file is, before anybody reads it: only regular files are opened, other formats are recognised."""
+"""What a file is by its first bytes: people give all sorts of files for ONNX."""
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-from typing import BinaryIO
-
-from onnxcomp.errors import ModelError
-
-__all__ = ["open_regular", "other_format"]
+__all__ = ["other_format"]
 
 # (position, magic bytes, what it is); ORTM and TFL3 are FlatBuffers file identifiers.
 _MAGIC = (
@@ -26,30 +19,6 @@ _MAGIC = (
     (0, b"\x89HDF\r\n", "an HDF5 file (Keras); convert it with tf2onnx"),
     *((0, bytes((0x80, n)), "a pickle (PyTorch); export it with torch.onnx.export") for n in range(2, 6)),
 )
-
-
-def open_regular(path: Path, what: str, *, follow: bool = True) -> BinaryIO:
-    """Open a regular file for reading; never blocks on a pipe and never touches a device.
-
-    `follow=False` refuses a symbolic link in the last component (where the system can). `what` names the role
-    of the file in the message. Raises ModelError for anything but a readable regular file.
-    """
-    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
-    flags |= 0 if follow else getattr(os, "O_NOFOLLOW", 0)
-    try:
-        mode = os.stat(path).st_mode  # before the open: opening a device may already act on it
-        if stat.S_ISREG(mode):
-            descriptor = os.open(path, flags)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return os.fdopen(descriptor, "rb")
-            os.close(descriptor)
-    except FileNotFoundError as error:
-        raise ModelError(f"the {what} file {path} does not exist") from error
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelError(f"the {what} file {path} cannot be opened: {reason}") from error
-    kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-    raise ModelError(f"the {what} file {path} is {kind}; a regular file is needed")
 
 
 def other_format(head: bytes) -> str | None:

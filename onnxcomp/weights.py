@@ -1,8 +1,8 @@
 """The payload of a constant tensor, left where it is until somebody reads it.
 
 A weight lies in an array, in a TensorProto, or in a byte range of a file. Reading gives a read-only numpy array (for a
-byte range: a memory map, so that a model larger than memory can be worked on weight by weight); nothing is cached.
-Weights are immutable: a pass that changes one makes another.
+large byte range: a memory map, so that a model larger than memory can be worked on weight by weight); nothing is
+cached. Weights are immutable: a pass that changes one makes another.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxcomp.external import Reference, element_bytes, map_bytes
+from onnxcomp.external import Reference, element_bytes
+from onnxcomp.files import CHUNK_BYTES
 
 __all__ = ["Weight"]
 
 Array = npt.NDArray[Any]
+Buffer = bytes | memoryview | npt.NDArray[np.uint8]
 
 # Element types that ONNX packs below one byte: numpy holds one element per byte, the file several.
 _PACKED = frozenset(
@@ -28,7 +30,6 @@ _PACKED = frozenset(
     for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
     if hasattr(TensorProto, name)
 )
-_CHUNK = 1 << 24
 
 
 class Weight:
@@ -80,7 +81,7 @@ class Weight:
         elif self.data_type in _PACKED:
             view = numpy_helper.to_array(self.to_proto("")).view()
         else:
-            view = np.frombuffer(map_bytes(self._source), dtype=self.dtype).reshape(self.shape)
+            view = self._source.bytes().view(self.dtype).reshape(self.shape)
         view.flags.writeable = False
         return view
 
@@ -92,22 +93,24 @@ class Weight:
         elif isinstance(self._source, np.ndarray):
             proto = numpy_helper.from_array(np.ascontiguousarray(self._source).reshape(self.shape))
         else:
-            proto = TensorProto(data_type=self.data_type, dims=self.shape, raw_data=bytes(map_bytes(self._source)))
+            raw = self._source.bytes().tobytes()
+            proto = TensorProto(data_type=self.data_type, dims=self.shape, raw_data=raw)
         if proto.name != name:
             proto.name = name
         return proto
 
-    def chunks(self) -> Iterator[bytes | memoryview]:
-        """The payload as ONNX's raw bytes, in pieces of at most 16 MiB."""
+    def chunks(self) -> Iterator[Buffer]:
+        """The payload as ONNX's raw bytes, in pieces of at most 4 MiB; what lies in a file is read piece by piece."""
         if isinstance(self._source, Reference):
-            raw: Any = memoryview(map_bytes(self._source))
-        elif isinstance(self._source, np.ndarray) and self.data_type not in _PACKED:
-            raw = memoryview(np.ascontiguousarray(self._source).reshape(-1).view(np.uint8))
+            yield from self._source.chunks()
+            return
+        if isinstance(self._source, np.ndarray) and self.data_type not in _PACKED:
+            raw: Any = np.ascontiguousarray(self._source).reshape(-1).view(np.uint8).data
         else:
             proto = self.to_proto("")
             raw = proto.raw_data or numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
-        for start in range(0, len(raw), _CHUNK):
-            yield raw[start : start + _CHUNK]
+        for start in range(0, len(raw), CHUNK_BYTES):
+            yield raw[start : start + CHUNK_BYTES]
 
     def digest(self) -> bytes:
         """SHA-256 over element type, shape and payload: equal digests mean equal tensors."""

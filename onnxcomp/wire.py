@@ -17,8 +17,6 @@ Wire format: https://protobuf.dev/programming-guides/encoding. Field numbers: th
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,11 +37,12 @@ from onnx import (
 )
 
 from onnxcomp.errors import ModelError
+from onnxcomp.files import OpenFile
 from onnxcomp.limits import Limits
-from onnxcomp.sniff import open_regular, other_format
+from onnxcomp.sniff import other_format
 from onnxcomp.tensors import tensors
 
-__all__ = ["CUT_BYTES", "SELF", "Limits", "Reading", "read_skeleton"]
+__all__ = ["CUT_BYTES", "SELF", "Limits", "Reading", "encode_varint", "holders", "read_skeleton"]
 
 SELF = "\x00"
 CUT_BYTES = 1024
@@ -91,23 +90,21 @@ class Reading:
     unknown_bytes: int
 
 
-def read_skeleton(source: Path | bytes, limits: Limits | None = None) -> Reading:
-    """Read the model at a path without the payloads of its tensors, or a serialized model with them.
+def read_skeleton(source: OpenFile | Path | bytes, limits: Limits | None = None) -> Reading:
+    """Read the model in a file without the payloads of its tensors, or a serialized model with them.
 
-    From a path, every payload of at least `CUT_BYTES`, anywhere in the model, becomes a reference into the
-    file itself; `onnxcomp.external.resolve` turns it into a place to map. Bytes are checked in the same way
-    and kept whole. Raises ModelError if the file cannot be read, is of another format, is damaged, or exceeds
-    a limit.
+    From a file, every payload of at least `CUT_BYTES`, anywhere in the model, becomes a reference into the
+    file itself; `onnxcomp.external.Storage` finds it there. Bytes are checked in the same way and kept whole.
+    Raises ModelError if the file cannot be read, is of another format, is damaged, or exceeds a limit.
     """
     limits = limits or Limits()
     if isinstance(source, bytes):
         return _read(source, len(source), "the model", limits, cut=False)
-    with open_regular(source, "model") as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise ModelError(f"{source} is empty; the download or the export did not finish")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _read(data, size, str(source), limits, cut=True)
+    file = source if isinstance(source, OpenFile) else OpenFile(source, "model")
+    if file.size == 0:
+        raise ModelError(f"{file.path} is empty; the download or the export did not finish")
+    with file.map_all() as data:
+        return _read(data, len(data), str(file.path), limits, cut=True)
 
 
 def _read(data: Any, size: int, name: str, limits: Limits, *, cut: bool) -> Reading:
@@ -141,6 +138,12 @@ def _read(data: Any, size: int, name: str, limits: Limits, *, cut: bool) -> Read
 
 def _self_references(proto: ModelProto) -> int:
     return sum(entry.value == SELF for _, tensor in tensors(proto) for entry in tensor.external_data)
+
+
+@cache
+def holders(descriptor: Any) -> dict[int, Any]:
+    """Field number -> message type, of the fields of a message type in which a tensor can be."""
+    return {number: child for number, (child, _, _) in _fields(descriptor).items() if child is not None}
 
 
 @cache
@@ -205,7 +208,7 @@ class _Walk:
             length = self.tensor(begin, stop)
         else:
             length = self.message(begin, stop, descriptor, depth + 1)
-        self.chunks[slot] = _varint(number << 3 | _LENGTH) + _varint(length)
+        self.chunks[slot] = encode_varint(number << 3 | _LENGTH) + encode_varint(length)
         self.kept += len(self.chunks[slot])
 
     def tensor(self, start: int, end: int) -> int:
@@ -326,7 +329,8 @@ def _reference(offset: int, length: int) -> bytes:
     return bytes(tensor.SerializeToString())
 
 
-def _varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """A number in protobuf's form of variable length."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

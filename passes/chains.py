@@ -21,15 +21,20 @@ Edit = Callable[[], None]
 Rule = Callable[[Site, Node], Edit | None]
 
 # Operators with one output of the shape of their first input.
-_SAME_SHAPE = frozenset(
-    "Abs Acos Acosh Asin Asinh Atan Atanh BatchNormalization Cast CastLike Ceil Clip Cos Cosh CumSum Dropout Elu Erf Exp "
-    "Floor Gelu HardSigmoid HardSwish Hardmax InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Log "
-    "LogSoftmax Mish Neg Not Reciprocal Relu Round Selu Sigmoid Sign Sin Sinh Softmax Softplus Softsign Sqrt Tan Tanh "
-    "ThresholdedRelu QuantizeLinear DequantizeLinear".split()
-)
+_SAME_SHAPE = frozenset({
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "Cast", "CastLike", "Ceil",
+    "Clip", "Cos", "Cosh", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish",
+    "Hardmax", "InstanceNormalization", "IsInf", "IsNaN", "LRN", "LayerNormalization", "LeakyRelu", "Log",
+    "LogSoftmax", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh",
+    "Softmax", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh", "ThresholdedRelu", "QuantizeLinear",
+    "DequantizeLinear",
+})  # fmt: skip
 _RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 # Operators that only move or repeat elements: of zeros they make zeros.
-_MOVES = frozenset("Concat Expand Flatten Gather Identity Reshape Slice Squeeze Tile Transpose Unsqueeze".split())
+_MOVES = frozenset({
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Squeeze", "Tile", "Transpose",
+    "Unsqueeze",
+})  # fmt: skip
 
 
 def shorter(site: Site, node: Node) -> Edit | None:
@@ -156,7 +161,9 @@ def _merged_axes(op: str) -> Rule:
 
         def edit() -> None:
             if site.opset >= 13:
-                node.inputs[1] = site.model.constant(site.scope, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64))
+                node.inputs[1] = site.model.constant(
+                    site.scope, f"{node.outputs[0].name}_axes", np.asarray(axes, np.int64)
+                )
             else:
                 node.attrs["axes"] = axes
             node.inputs[0] = before.inputs[0]
@@ -185,10 +192,10 @@ def _concat(site: Site, node: Node) -> Edit | None:
     parts: list[Any] = []
     for tensor in node.inputs:
         inner = producer(tensor)
-        if inner is not None and inner.kind == "Concat" and inner.plain and inner.attrs.get("axis") == axis:
-            if len(tensor.outputs) == 1 and tensor not in outputs:
-                parts.extend(inner.inputs)
-                continue
+        nested = inner is not None and inner.kind == "Concat" and inner.plain and inner.attrs.get("axis") == axis
+        if inner is not None and nested and len(tensor.outputs) == 1 and tensor not in outputs:
+            parts.extend(inner.inputs)
+            continue
         shape = site.shapes[tensor].shape
         if shape is None or not isinstance(axis, int) or not -len(shape) <= axis < len(shape) or shape[axis] != 0:
             parts.append(tensor)
@@ -217,10 +224,12 @@ def _cast(site: Site, node: Node) -> Edit | None:
 
 
 _T = TensorProto
-_BITS = {_T.BOOL: 1, _T.UINT8: 8, _T.INT8: 8, _T.UINT16: 16, _T.INT16: 16, _T.UINT32: 32, _T.INT32: 32, _T.INT64: 64}
+_BITS: dict[int, int] = {
+    _T.BOOL: 1, _T.UINT8: 8, _T.INT8: 8, _T.UINT16: 16, _T.INT16: 16, _T.UINT32: 32, _T.INT32: 32, _T.INT64: 64,
+}  # fmt: skip
 _UNSIGNED = (_T.BOOL, _T.UINT8, _T.UINT16, _T.UINT32)
-_EXACT_BITS = {_T.FLOAT16: 11, _T.BFLOAT16: 8, _T.FLOAT: 24, _T.DOUBLE: 53}
-_WIDER = {
+_EXACT_BITS: dict[int, int] = {_T.FLOAT16: 11, _T.BFLOAT16: 8, _T.FLOAT: 24, _T.DOUBLE: 53}
+_WIDER: dict[int, tuple[int, ...]] = {
     _T.FLOAT16: (_T.FLOAT, _T.DOUBLE),
     _T.BFLOAT16: (_T.FLOAT, _T.DOUBLE),
     _T.FLOAT: (_T.DOUBLE,),
@@ -248,7 +257,9 @@ def _integer_holds(source: int, target: int) -> bool:
     if target not in _BITS:
         return False
     bits = _BITS[source] - (0 if source in _UNSIGNED else 1)
-    return bits <= _BITS[target] - (0 if target in _UNSIGNED else 1) and (source in _UNSIGNED or target not in _UNSIGNED)
+    return bits <= _BITS[target] - (0 if target in _UNSIGNED else 1) and (
+        source in _UNSIGNED or target not in _UNSIGNED
+    )
 
 
 def _slice(site: Site, node: Node) -> Edit | None:
@@ -265,7 +276,8 @@ def _slice(site: Site, node: Node) -> Edit | None:
         names = ("starts", "ends", "axes", "steps")
         joined = [np.asarray(a + b, np.int64) for a, b in zip(first, second, strict=True)]
         tensors = [
-            site.model.constant(site.scope, f"{node.outputs[0].name}_{n}", v) for n, v in zip(names, joined, strict=True)
+            site.model.constant(site.scope, f"{node.outputs[0].name}_{n}", v)
+            for n, v in zip(names, joined, strict=True)
         ]
         node.inputs = [before.inputs[0], *tensors]
 

@@ -73,6 +73,7 @@ def _constants_to_initializers(model: Model, ctx: Context) -> None:
 
 def _remove_neutral(site: Site, ctx: Context) -> int:
     gone: list[Node] = []
+    changed = 0
     model, scope = site.model, site.scope
     outputs = set(scope.outputs)
     for node in scope.nodes:
@@ -80,12 +81,18 @@ def _remove_neutral(site: Site, ctx: Context) -> int:
         if source is None or any(o.outputs or o in outputs for o in node.outputs[1:]):
             continue
         old = node.outputs[0]
-        if model.replaceable(scope, old, source) and ctx.allow(f"{node.label}: {node.op} changes nothing"):
-            model.replace(scope, old, source)
-            outputs = set(scope.outputs) if old in outputs else outputs
-            gone.append(node)
+        if model.replaceable(scope, old, source):
+            if ctx.allow(f"{node.label}: {node.op} changes nothing"):
+                model.replace(scope, old, source)
+                outputs = set(scope.outputs) if old in outputs else outputs
+                gone.append(node)
+        elif node.kind != "Identity" and ctx.allow(f"{node.label}: {node.op} is an Identity"):
+            node.op, node.domain, node.outputs = "Identity", "", [old]
+            node.attrs.clear()
+            node.inputs = [source]
+            changed += 1
     scope.remove(gone)
-    return len(gone)
+    return len(gone) + changed
 
 
 def _shorten(site: Site, ctx: Context) -> int:

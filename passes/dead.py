@@ -46,7 +46,12 @@ def _live(scope: Graph) -> set[Node]:
 
 def _pinned(model: Model) -> set[str]:
     """Initializers that are named where no node reads them: scales of annotations, weights of a training step."""
-    names = {p.value for s in model.scopes() for a in s.header.quantization_annotation for p in a.quant_parameter_tensor_names}
+    names = {
+        p.value
+        for s in model.scopes()
+        for a in s.header.quantization_annotation
+        for p in a.quant_parameter_tensor_names
+    }
     for training in model.header.training_info:
         names.update(p.key for p in (*training.initialization_binding, *training.update_binding))
     return names
@@ -78,7 +83,7 @@ def _delete(node: Node, branches: list[Graph], place: int) -> None:
 def _remove_functions(model: Model, ctx: Context) -> int:
     """Functions that no node calls, directly or from another function."""
     known = {f.key: f for f in model.functions}
-    stack = [scope for scope in model.graph.scopes()]
+    stack = list(model.graph.scopes())
     used: set[tuple[str, str, str]] = set()
     while stack:
         for node in stack.pop().nodes:

@@ -16,6 +16,7 @@ RANDOM = frozenset(
 )
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
 _HOISTED_BYTES = 1024
+_SKETCHED_BYTES = 256
 
 
 def merge_initializers(model: Model, ctx: Context) -> int:
@@ -24,12 +25,17 @@ def merge_initializers(model: Model, ctx: Context) -> int:
     One in a subgraph gives way to an equal one outside; a large one in several branches moves to the main graph.
     """
     outputs = model.outputs()
-    pinned = {p.value for s in model.scopes() for a in s.header.quantization_annotation for p in a.quant_parameter_tensor_names}
+    pinned = {
+        p.value
+        for s in model.scopes()
+        for a in s.header.quantization_annotation
+        for p in a.quant_parameter_tensor_names
+    }
     groups: dict[Hashable, list[tuple[Graph, Constant]]] = {}
     for scope in model.graph.scopes():
         for item in scope.initializers:
             if isinstance(item, Constant) and item.sparse is None and item not in outputs and item.name not in pinned:
-                groups.setdefault((item.weight.data_type, item.weight.shape), []).append((scope, item))
+                groups.setdefault(_sketch(item), []).append((scope, item))
     ancestors = _ancestors(model.graph)
     gone: set[Constant] = set()
     for group in groups.values():
@@ -43,6 +49,13 @@ def merge_initializers(model: Model, ctx: Context) -> int:
     for scope in model.graph.scopes() if gone else ():
         scope.initializers = [i for i in scope.initializers if i not in gone]
     return len(gone)
+
+
+def _sketch(item: Constant) -> Hashable:
+    """What is quick to compare: only constants with equal sketches are read as a whole."""
+    weight = item.weight
+    head = bytes(next(iter(weight.chunks()), b"")[:_SKETCHED_BYTES]) if weight.nbytes > _SKETCHED_BYTES else b""
+    return weight.data_type, weight.shape, head
 
 
 def _merge(

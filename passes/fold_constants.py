@@ -31,9 +31,13 @@ __all__ = ["FoldConstants"]
 # Not folded though constant: quantized weights (they are the compressed form), and what gives no tensor.
 _KEPT = RANDOM | {
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Constant", "Dropout",
-    "Optional", "OptionalGetElement", "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SplitToSequence",
+    "Optional", "OptionalGetElement", "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase",
+    "SplitToSequence",
 }  # fmt: skip
-_GROWING = frozenset("Expand Tile ConstantOfShape Range Pad Resize OneHot EyeLike Upsample CenterCropPad Where".split())
+_GROWING = frozenset({
+    "Expand", "Tile", "ConstantOfShape", "Range", "Pad", "Resize", "OneHot", "EyeLike", "Upsample", "CenterCropPad",
+    "Where",
+})  # fmt: skip
 _SLACK = 1 << 20  # bytes that an intermediate value may have beyond its inputs while constants are computed
 _MAX_ROUNDS = 16
 
@@ -121,7 +125,7 @@ def _without(island: list[Node], large: set[Node | None]) -> list[Node]:
 
 
 def _constant_nodes(site: Site, growth: int) -> list[Node]:
-    """Nodes whose inputs are all known, in order; operators that must stay, and results that may be huge, end the chain."""
+    """Nodes whose inputs are all known, in order; what must stay, and what may be huge, ends the chain."""
     found: list[Node] = []
     inside: set[Node] = set()
     for node in site.scope.nodes:

@@ -93,7 +93,12 @@ def _read_from_inputs(site: Site, values: ShapeValues, ctx: Context) -> int:
     """
     if site.scope is not site.model.graph:
         return 0
-    places = {d: (t, k) for t in reversed(site.scope.inputs) for k, d in enumerate(site.shapes[t].shape or ()) if isinstance(d, str)}
+    places = {
+        d: (t, k)
+        for t in reversed(site.scope.inputs)
+        for k, d in enumerate(site.shapes[t].shape or ())
+        if isinstance(d, str)
+    }
     shapes = {n.inputs[0]: n.outputs[0] for n in site.scope.nodes if n.kind == "Shape" and not n.attrs}
     outputs = set(site.scope.outputs)
     moved = 0

@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
+from onnxcomp.linear import Linear, linear, output_rank, per_channel
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.cleanup import remove_dead
-from onnxcomp.linear import Linear, linear, output_rank, per_channel
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Fuse"]
@@ -44,15 +44,16 @@ class Fuse(Pass):
     effect: ClassVar[Effect] = "float"
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
-        counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0}
+        counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0, "clip": 0}
+        shapes = infer(model)  # what follows changes weights, not values
         for _ in range(_MAX_ROUNDS):
-            shapes = infer(model)
             step = dict.fromkeys(counts, 0)
             for scope in list(model.graph.scopes()):
                 step["after"] += _fuse_following(model, scope, shapes, ctx)
                 step["before"] += _fuse_preceding(model, scope, shapes, ctx)
                 step["padding"] += _fuse_padding(model, scope, ctx)
                 step["gemm"] += _matmul_to_gemm(model, scope, shapes, ctx)
+                step["clip"] += _relu_into_clip(model, scope, ctx)
             for key, count in step.items():
                 counts[key] += count
             if not any(step.values()):
@@ -76,11 +77,10 @@ class _Affine:
 
 def _affine(model: Model, node: Node, rank: int | None, axis: int, channels: int) -> _Affine | str | None:
     """The node as an affine map of one operand; a reason where it nearly is one; None where it is something else."""
-    if node.domain:
-        return None
-    if node.op == "BatchNormalization":
-        return _batch_norm(model, node, channels)
-    if node.op not in _ARITHMETIC:
+    if node.kind == "BatchNormalization":
+        # Its channels are those of axis 1, whatever the weighted operator's are.
+        return _batch_norm(model, node, channels) if rank is not None and axis == 1 - rank else None
+    if node.kind not in _ARITHMETIC or (model.opset < 7 and "axis" in node.attrs):
         return None
     a, b = node.inputs
     constant, source = (b, a) if isinstance(b, Constant) else (a, b)
@@ -102,6 +102,8 @@ def _affine(model: Model, node: Node, rank: int | None, axis: int, channels: int
 def _batch_norm(model: Model, node: Node, channels: int) -> _Affine | str:
     if node.attrs.get("training_mode", 0) or (model.opset < 7 and not node.attrs.get("is_test", 0)):
         return f"{node.label} is in training mode"
+    if model.opset < 14 and len([o for o in node.outputs if o.name]) > 1:
+        return f"{node.label} has the outputs of training mode"
     if any(o.name and o.outputs for o in node.outputs[1:]):
         return f"the statistics of {node.label} are used"
     if not node.attrs.get("spatial", 1):
@@ -134,40 +136,41 @@ def _fuse_following(model: Model, scope: Graph, shapes: Shapes, ctx: Context) ->
             continue
         if view.op == "MatMul" and follower.op in ("Add", "Sub"):
             continue  # that is a bias: it stays behind a MatMul, or makes it a Gemm
-        reason = found if isinstance(found, str) else _keep_following(model, view, found)
+        reason = found if isinstance(found, str) else _keep_following(view, found)
         if isinstance(found, str) or reason is not None:
-            ctx.refuse(node.label, reason or "")
+            if follower.op == "BatchNormalization":  # arithmetic behind a weight is mostly meant to stay
+                ctx.refuse(follower.label, reason or "")
             continue
         if any(o in outputs for o in follower.outputs[1:]) or found.source is not node.outputs[0]:
             continue
-        if ctx.allow(f"{follower.label} into {node.label}"):
-            _apply_following(model, scope, view, follower, found)
+        weight = view.scaled_outputs(found.scale)
+        if _overflows(weight, view.weight.dtype):
+            ctx.refuse(follower.label, f"folded into {node.label}, the weight overflows its type")
+        elif ctx.allow(f"{follower.label} into {node.label}"):
+            needs_bias = view.bias is not None or found.shift.any()
+            bias = view.bias_values() * found.scale + found.shift if needs_bias else None
+            view.rewrite(model, scope, weight, bias)
+            _absorb_output(node, follower)
             outputs = set(scope.outputs)
             gone.add(follower)
     scope.remove(gone)
     return len(gone)
 
 
-def _keep_following(model: Model, view: Linear, found: _Affine) -> str | None:
+def _keep_following(view: Linear, found: _Affine) -> str | None:
     """Why the affine map cannot go into this operator, None if it can."""
     if view.weight.weight.nbytes > _SHARED_LIMIT and len(view.weight.outputs) > 1:
-        return f"its weight {view.weight.name} is shared with another node"
+        return f"the weight {view.weight.name} in front of it is shared with another node"
     if view.op == "MatMul" and found.shift.any():
-        return "a MatMul has no bias"
-    largest = float(np.finfo(view.weight.dtype).max) if view.weight.dtype.kind == "f" else np.inf
-    if np.abs(view.scaled_outputs(found.scale)).max(initial=0) > largest:
-        return "the fused weight overflows its type"
+        return "the MatMul in front of it has no bias"
     return None
 
 
-def _apply_following(model: Model, scope: Graph, view: Linear, follower: Node, found: _Affine) -> None:
-    weight = view.scaled_outputs(found.scale)
-    needs_bias = view.bias is not None or found.shift.any()
-    view.rewrite(model, scope, weight, view.bias_values() * found.scale + found.shift if needs_bias else None)
-    _absorb_output(scope, view.node, follower)
+def _overflows(weight: Array, dtype: np.dtype[Any]) -> bool:
+    return dtype.kind == "f" and bool(np.abs(weight).max(initial=0) > float(np.finfo(dtype).max))
 
 
-def _absorb_output(scope: Graph, node: Node, follower: Node) -> None:
+def _absorb_output(node: Node, follower: Node) -> None:
     """`node` now computes what `follower` did: it takes over its output."""
     result = follower.outputs[0]
     follower.outputs[0] = _placeholder(result)
@@ -182,13 +185,19 @@ def _placeholder(like: Any) -> Any:
 
 
 def _fuse_preceding(model: Model, scope: Graph, shapes: Shapes, ctx: Context) -> int:
-    outputs, gone = set(scope.outputs), set()
+    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
     for node in scope.nodes:
         view = linear(model, node)
         before = producer(node.inputs[0]) if view is not None else None
-        if view is None or before is None or before in gone or before.op in ("Add", "Sub", "Div", "Mul"):
+        if (
+            view is None
+            or before is None
+            or before not in home
+            or before in gone
+            or before.kind != "BatchNormalization"
+        ):
             continue
-        if len(before.outputs[0].outputs) != 1 or before.outputs[0] in outputs:
+        if len(before.outputs[0].outputs) != 1 or any(o in outputs for o in before.outputs):
             continue
         rank = len(view.weight.shape) if view.op != "MatMul" else shapes[node.inputs[0]].rank
         axis = (1 - rank if view.op in ("Conv", "ConvTranspose") else -1) if rank is not None else -1
@@ -197,13 +206,14 @@ def _fuse_preceding(model: Model, scope: Graph, shapes: Shapes, ctx: Context) ->
             ctx.refuse(before.label, found)
         elif found is not None:
             reason = _keep_preceding(view, found)
-            if reason is not None:
-                ctx.refuse(before.label, reason)
+            weight = view.scaled_inputs(found.scale)
+            if reason is not None or _overflows(weight, view.weight.dtype):
+                ctx.refuse(before.label, reason or f"folded into {node.label}, the weight overflows its type")
             elif ctx.allow(f"{before.label} into {node.label}"):
                 bias = view.bias_values() + view.response(found.shift) if found.shift.any() else None
                 if bias is None and view.bias is not None:
                     bias = view.bias_values()
-                view.rewrite(model, scope, view.scaled_inputs(found.scale), bias)
+                view.rewrite(model, scope, weight, bias)
                 node.inputs[0] = found.source
                 gone.add(before)
     scope.remove(gone)
@@ -231,10 +241,12 @@ def _pads(node: Node) -> bool:
 
 def _fuse_padding(model: Model, scope: Graph, ctx: Context) -> int:
     """A Pad with zeros at the sides of the picture becomes part of the Conv behind it."""
-    outputs, gone = set(scope.outputs), set()
+    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
     for node in scope.nodes:
-        pad = producer(node.inputs[0]) if node.op == "Conv" and not node.domain else None
-        if pad is None or pad.op != "Pad" or pad.domain or pad.outputs[0] in outputs or len(pad.outputs[0].outputs) != 1:
+        pad = producer(node.inputs[0]) if node.kind == "Conv" else None
+        if pad is None or pad not in home or pad.kind != "Pad":
+            continue
+        if pad.outputs[0] in outputs or len(pad.outputs[0].outputs) != 1:
             continue
         amounts = _zero_padding(model, pad)
         if amounts is None or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
@@ -271,22 +283,45 @@ def _matmul_to_gemm(model: Model, scope: Graph, shapes: Shapes, ctx: Context) ->
     """MatMul of a matrix with a weight, plus one value per column, is one Gemm."""
     outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
     for node in scope.nodes:
-        view = linear(model, node) if node.op == "MatMul" else None
+        view = linear(model, node) if node.op == "MatMul" and model.opset >= 7 else None
         if view is None or shapes[node.inputs[0]].rank != 2 or node.outputs[0] in outputs:
             continue
         follower = node.outputs[0].outputs[0] if len(node.outputs[0].outputs) == 1 else None
-        if follower is None or follower.op != "Add" or follower.domain or follower not in home:
+        if follower is None or follower.kind != "Add" or follower not in home or view.weight.dtype.kind != "f":
             continue
         bias = next((t for t in follower.inputs if isinstance(t, Constant)), None)
-        if bias is None or bias.weight.size != view.outputs or bias.shape[-1:] != (view.outputs,) or len(bias.shape) > 2:
+        if (
+            bias is None
+            or bias.weight.size != view.outputs
+            or bias.shape[-1:] != (view.outputs,)
+            or len(bias.shape) > 2
+        ):
             continue
         if bias.dtype == view.weight.dtype and ctx.allow(f"{follower.label} into {node.label}: Gemm"):
             if len(bias.shape) == 2:
                 bias = model.constant(scope, bias.name, bias.values.reshape(-1))
             node.op = "Gemm"
             node.inputs.append(bias)
-            _absorb_output(scope, node, follower)
+            _absorb_output(node, follower)
             outputs = set(scope.outputs)
             gone.add(follower)
+    scope.remove(gone)
+    return len(gone)
+
+
+def _relu_into_clip(model: Model, scope: Graph, ctx: Context) -> int:
+    """Clip behind Relu is Clip alone, from max(0, min) on."""
+    outputs, home, gone = set(scope.outputs), set(scope.nodes), []
+    for node in scope.nodes:
+        relu = producer(node.inputs[0]) if node.kind == "Clip" and model.opset >= 11 else None
+        if relu is None or relu.kind != "Relu" or relu not in home or len(node.inputs) < 2:
+            continue
+        low = model.value(node.inputs[1])
+        if low is None or low.size != 1 or relu.outputs[0] in outputs or len(relu.outputs[0].outputs) != 1:
+            continue
+        if ctx.allow(f"{relu.label} into {node.label}"):
+            node.inputs[1] = model.constant(scope, f"{node.outputs[0].name}_min", np.maximum(low, low.dtype.type(0)))
+            node.inputs[0] = relu.inputs[0]
+            gone.append(relu)
     scope.remove(gone)
     return len(gone)

@@ -54,12 +54,12 @@ def rescue(best: Candidate, build: Build, max_drop: float, progress: Progress) -
         for position, run in enumerate(runs):
             progress((number * len(runs) + position) / (_ROUNDS * len(runs)), "looking for layers to keep in float")
             tried.append(build(_with_float(best, run)))
-        best = max(tried, key=lambda c: (c.drop <= max_drop, c.score))
+        best = min(tried, key=lambda c: (max(c.drop, max_drop), -c.score))
     return best
 
 
 def _with_float(best: Candidate, units: list[Unit]) -> Decisions:
-    return replace(best.decisions, skip=best.decisions.skip | {u.label for u in units})
+    return replace(best.decisions, skip=best.decisions.skip | {u.key for u in units})
 
 
 def _shares(units: list[Unit], model: Model) -> dict[str, float]:

@@ -41,12 +41,13 @@ class Judge:
                 break
 
     def score(self, candidate: Model) -> tuple[float, float]:
-        """SQNR in dB, mean over the float outputs, and the drop in quality: the share of samples whose class changes
-        if there is one output and it is [samples, classes], else noise power / signal power of the worst output.
+        """SQNR in dB, mean over the float outputs (before a Softmax), and the drop in quality.
 
-        Minus infinity and infinity if an output is not finite.
+        The drop is the share of samples whose class changes if the only output is [samples, classes], else noise power
+        / signal power of the worst output as it is. Minus infinity and infinity if an output is not finite.
         """
         names = _compared(candidate)
+        outputs = len(candidate.graph.outputs)
         session = expose(candidate, names, threads=self._threads)
         signal, noise = np.zeros(len(names)), np.zeros(len(names))
         rows, changed = 0, 0
@@ -57,21 +58,23 @@ class Judge:
                 wide = x.astype(np.float64)
                 signal[i] += np.square(wide).sum()
                 noise[i] += np.square(wide - y).sum()
-                if x.ndim == 2 and x.shape[1] > 1 and len(names) == 1:
+                if outputs == 1 and x.ndim == 2 and x.shape[1] > 1 and i == 0:
                     rows += len(x)
                     changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
-        used = signal > 0
         if not np.isfinite(noise).all():
             return float("-inf"), float("inf")
-        if not used.any():
+        # An output without signal (a head that found nothing) says nothing about rounding.
+        ratios = np.where(signal > 0, np.maximum(noise, 1e-12 * signal) / np.where(signal > 0, signal, 1), np.nan)
+        before = ratios[outputs:]
+        if np.isnan(before).all():
             return float("inf"), 0.0
-        ratios = np.maximum(noise[used], 1e-12 * signal[used]) / signal[used]
-        return float(np.mean(-10 * np.log10(ratios))), changed / rows if rows else float(ratios.max())
+        worst = float(np.nanmax(ratios[:outputs])) if not np.isnan(ratios[:outputs]).all() else 0.0
+        return float(np.nanmean(-10 * np.log10(before))), changed / rows if rows else worst
 
 
 def _compared(model: Model) -> list[str]:
-    """For each output the name of the value to compare: the output, or what goes into its Softmax."""
-    names = []
+    """The outputs, and behind them for each output the value that the score compares: what goes into its Softmax."""
+    names = [o.name for o in model.graph.outputs]
     for output in model.graph.outputs:
         node = producer(output)
         soft = node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid") and not node.domain

@@ -20,12 +20,12 @@ __all__ = ["Moments", "observe_inputs"]
 
 Array = npt.NDArray[Any]
 _MAX_LENGTH = 2400  # entries of an input vector above which second moments cost more than they bring
-_ROWS_PER_ENTRY = 12  # rows sampled per entry of the vector, over all batches
+_ROWS_PER_ENTRY = 8  # rows sampled per entry of the vector, over all batches
 
 
 @dataclass(frozen=True)
 class Moments:
-    """`statistics` by value name (for values that decide their own range), `grams` by `Unit.key`."""
+    """`statistics` by value name, `grams` by `Unit.key`."""
 
     statistics: dict[str, TensorStatistics]
     grams: dict[str, Gram]
@@ -43,7 +43,8 @@ def observe_inputs(
     progress: Callable[[float, str], None],
 ) -> Moments:
     """Observe every value whose range is to be chosen and, with `grams`, the input of every weighted unit."""
-    statistics = {plan.root(t).name: TensorStatistics() for t in plan.quantized}
+    # Of every 8-bit value, as another one may decide a shared range when units go back to float.
+    statistics = {t.name: TensorStatistics() for t in plan.quantized}
     rng = np.random.default_rng(seed)
     by_input: dict[str, list[Unit]] = {}
     found: dict[str, Gram] = {}

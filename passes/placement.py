@@ -109,13 +109,15 @@ class Placement:
 def place(
     model: Model, scope: Graph, shapes: Shapes, ctx: Context, *, keep_float: Iterable[str] = (), ops: Iterable[str] = ()
 ) -> Placement:
-    """Choose units and 8-bit values of a scope. `keep_float` names nodes that stay, `ops` are the operators to take."""
+    """Choose units and 8-bit values of a scope. `keep_float` names nodes that stay (by name or by their first output), `ops` are the
+    operators to take.
+    """
     kept, wanted = set(keep_float), set(ops) or {"Conv", "Gemm", "MatMul"}
     outputs, home = set(scope.outputs), set(scope.nodes)
     plan = Placement()
     absorbed: set[Node] = set()
     for node in scope.nodes:
-        if node in absorbed or node.domain or node.label in kept:
+        if node in absorbed or node.domain or not node.outputs or kept & {node.label, node.outputs[0].name}:
             continue
         view = linear(model, node) if node.op in wanted else None
         if view is not None:

@@ -35,6 +35,7 @@ from onnxcomp.shapes import infer
 __all__ = ["Quantize"]
 
 _MIN_OPSET = 13  # DequantizeLinear with a scale per channel
+_MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
 _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
@@ -72,8 +73,8 @@ class Quantize(Pass):
             raise UsageError("pass 'quantize' needs calibration data; give them with --calib")
         plan = place(model, model.graph, infer(model), ctx, keep_float=self.skip, ops=self.ops)
         skip = set(self.skip)
-        skip |= {u.label for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
-        if not any(u.view is not None and u.label not in skip for u in plan.units):
+        skip |= {u.key for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
+        if not any(u.view is not None and u.key not in skip for u in plan.units):
             return {"quantized": 0}
         if model.opset < _MIN_OPSET:
             from onnxcomp.opset import upgrade
@@ -178,8 +179,9 @@ class _Search:
 
     def _with_islands(self, best: Candidate) -> Candidate:
         best = tail_in_float(best, self._build, self.model, self.options.island_cost)
-        if best.drop > self.ctx.max_drop:
-            best = rescue(best, self._build, self.ctx.max_drop, self.ctx.progress)
+        allowed = self.ctx.max_drop * _MARGIN
+        if best.drop > allowed:
+            best = rescue(best, self._build, allowed, self.ctx.progress)
         if best.decisions.skip:
             self.trail["float islands"] = best.score
         return best
@@ -191,9 +193,10 @@ class _Search:
     def account(self, best: Candidate) -> dict[str, Any]:
         """Details for the report."""
         units = [u for u in best.units if u.view is not None]
+        left = {u.key: u.label for u in self._place(self.model, frozenset(self.options.skip)).units}
         return {
             "quantized": len(units),
-            "float_islands": sorted(best.decisions.skip - set(self.options.skip)),
+            "float_islands": sorted(left.get(k, k) for k in best.decisions.skip - set(self.options.skip)),
             "sqnr_db": round(best.score, 2),
             "steps_db": {k: round(v, 2) for k, v in self.trail.items()},
         }

@@ -1,11 +1,11 @@
 """Rounding weights so that the outputs, not the weights, stay close.
 
 Nearest rounding minimizes |W' - W|. The output error is d (H - m m^T) d^T with d = W' - W (see gram.py), so
-an error made in one column can be made good in the columns that correlate with it. Column by column (GPTQ, Frantar et
-al., arXiv:2210.17323, after Optimal Brain Surgeon), with U the upper Cholesky factor of the inverse of the damped
-covariance:
+an error made in one column can be made good in the columns that correlate with it. Column by column from the last
+(GPTQ, Frantar et al., arXiv:2210.17323, in the form of Babai's nearest plane, which needs no inverse), with L the
+Cholesky factor of the damped covariance, so that the error is |L^T (w - s q)|^2:
 
-    q_j = round(w_j / s),   e = (w_j - s q_j) / U_jj,   w_k -= e U_jk  for k > j
+    q_j = round((w_j + sum_{k > j} L_kj e_k / L_jj) / s),   e_j = w_j - s q_j
 
 and then coordinate descent: a code moves by one step of size s where 2 s g_j + s^2 C_jj < 0 for the gradient g = d C.
 The mean goes into the bias exactly: b' = b - (W' - W) m.
@@ -26,13 +26,13 @@ __all__ = ["as_rows", "from_rows", "round_with"]
 
 Array = npt.NDArray[Any]
 _DAMPING = 0.01  # of the mean diagonal: keeps columns that were hardly seen from running away
-_SWEEPS = 3
+_SWEEPS = 2
 
 
 def as_rows(view: Linear, weight: Array) -> Array:
     """The weight as [groups, outputs per group, K], in the order of `gram.py.patches`."""
     if view.op == "Conv":
-        return weight.reshape(view.groups, weight.shape[0] // view.groups, -1)
+        return np.asarray(weight.reshape(view.groups, weight.shape[0] // view.groups, -1))
     return (weight if view.transposed else weight.T)[None]
 
 
@@ -64,33 +64,30 @@ def round_with(
 
 
 def _best(w: Array, scale: Array, covariance: Array, nearest: Array, limit: int) -> Array:
-    """The better of nearest rounding and column-wise compensation, both after coordinate descent."""
+    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent."""
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
-    candidates = [nearest]
     compensated = _compensate(w, scale, damped, limit)
-    if compensated is not None:
-        candidates.append(compensated)
-    candidates = [_descend(w, scale, damped, c, limit) for c in candidates]
-    errors = [_row_errors(c * scale - w, damped) for c in candidates]
-    choice = np.argmin(errors, axis=0)
-    return np.asarray(np.take_along_axis(np.stack(candidates), choice[None, :, None], axis=0)[0])
+    start = nearest if compensated is None else compensated
+    return _descend(w, scale, damped, start, limit)
 
 
 def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array | None:
+    """Codes column by column, from the last to the first; None if the covariance is not positive definite."""
     try:
-        factor = np.linalg.cholesky(np.linalg.inv(covariance)).T
+        factor = np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         return None
-    rest, codes = w.copy(), np.empty_like(w)
-    block = 64  # columns whose updates to what lies behind them are applied together
-    for begin in range(0, w.shape[1], block):
-        end = min(begin + block, w.shape[1])
+    codes, pull = np.empty_like(w), np.zeros_like(w)
+    block = 64  # columns whose errors reach what lies before them in one product
+    for end in range(w.shape[1], 0, -block):
+        begin = max(end - block, 0)
         errors = np.empty((w.shape[0], end - begin))
-        for j in range(begin, end):
-            codes[:, j] = np.clip(np.rint(rest[:, j] / scale[:, 0]), -limit, limit)
-            errors[:, j - begin] = (rest[:, j] - codes[:, j] * scale[:, 0]) / factor[j, j]
-            rest[:, j + 1 : end] -= np.outer(errors[:, j - begin], factor[j, j + 1 : end])
-        rest[:, end:] -= errors @ factor[begin:end, end:]
+        for j in range(end - 1, begin - 1, -1):
+            target = w[:, j] + pull[:, j] / factor[j, j]
+            codes[:, j] = np.clip(np.rint(target / scale[:, 0]), -limit, limit)
+            errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, 0]
+            pull[:, begin:j] += np.outer(errors[:, j - begin], factor[j, begin:j])
+        pull[:, :begin] += errors @ factor[begin:end, :begin]
     return codes
 
 
@@ -106,15 +103,11 @@ def _descend(w: Array, scale: Array, covariance: Array, codes: Array, limit: int
             gain = 2 * direction * step * gradient[:, j] + np.square(step) * covariance[j, j]
             target = codes[:, j] + direction
             go = (gain < 0) & (np.abs(target) <= limit)
-            if go.any():
+            rows = np.flatnonzero(go)
+            if len(rows):  # few rows move, so only theirs are touched: that is most of the time saved
                 moved = True
-                change = np.where(go, direction * step, 0.0)
-                codes[:, j] = np.where(go, target, codes[:, j])
-                gradient += np.outer(change, covariance[j])
+                codes[rows, j] = target[rows]
+                gradient[rows] += (direction * step)[rows, None] * covariance[j]
         if not moved:
             break
     return codes
-
-
-def _row_errors(difference: Array, covariance: Array) -> Array:
-    return np.asarray(((difference @ covariance) * difference).sum(axis=1))

@@ -162,7 +162,9 @@ def _concat(values: ShapeValues, node: Node) -> Found:
         dims = values.shape(tensor)
         if part is not None and not part[1]:
             joined.extend(part[0])
-        elif part is None and dims is not None and len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= _MAX_LENGTH:
+        elif (
+            part is None and dims is not None and len(dims) == 1 and isinstance(dims[0], int) and dims[0] <= _MAX_LENGTH
+        ):
             joined.extend([None] * dims[0])  # nothing is known but how many there are
         else:
             return None
@@ -213,7 +215,9 @@ def _reduce_prod(values: ShapeValues, node: Node) -> Found:
     data, dims = values.entries(node.inputs[0]), values.shape(node.inputs[0])
     if data is None or data[1] or dims is None or len(dims) != 1:
         return None
-    axes = values.integers(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else node.attrs.get("axes", [0])
+    axes = (
+        values.integers(node.inputs[1]) if len(node.inputs) > 1 and node.inputs[1].name else node.attrs.get("axes", [0])
+    )
     return ([_product(data[0])], not node.attrs.get("keepdims", 1)) if axes in ([0], [-1]) else None
 
 

@@ -78,8 +78,8 @@ def _round(values: Array, axis: int) -> QuantizedWeight:
     wide = values.astype(np.float64)
     others = tuple(i for i in range(wide.ndim) if i != axis)
     peak = np.abs(wide).max(axis=others)
-    scales = np.where(peak > 0, peak / 127, 1.0).astype(values.dtype)
-    scales = np.maximum(scales, np.finfo(values.dtype).tiny)
+    scales = np.where(peak > 0, peak / 127, 1.0).astype(np.float64 if values.dtype == np.float64 else np.float32)
+    scales = np.maximum(scales, np.finfo(scales.dtype).tiny)
     shape = [1] * wide.ndim
     shape[axis] = -1
     codes = np.clip(np.rint(wide / scales.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)
@@ -93,7 +93,12 @@ def _rebuild(model: Model, site: _Site, codes: QuantizedWeight) -> None:
     stored = model.constant(scope, f"{constant.name}_q", codes.codes)
     scale = model.constant(scope, f"{constant.name}_scale", codes.scales.reshape(shape))
     unscaled, result = model.variable(f"{constant.name}_f"), model.variable(f"{constant.name}_w")
-    scope.add("Cast", [stored], [unscaled], attrs={"to": constant.weight.data_type})
+    scope.add("Cast", [stored], [unscaled], attrs={"to": scale.weight.data_type})
     scope.add("Mul", [unscaled, scale], [result])
+    if scale.weight.data_type != constant.weight.data_type:
+        # The CPU provider has no float16 arithmetic: it would fold nothing and compute the product in every run.
+        narrow = model.variable(f"{constant.name}_h")
+        scope.add("Cast", [result], [narrow], attrs={"to": constant.weight.data_type})
+        result = narrow
     model.redirect(constant, result)
     scope.initializers.remove(constant)

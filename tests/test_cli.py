@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -15,7 +17,10 @@ import pytest
 from onnxcomp import cli_layout
 from onnxcomp.cli_commands import COMMANDS
 from onnxcomp.cli_progress import Progress
+from onnxcomp.cli_tables import speed_text
 from onnxcomp.cli_text import count, interval, number, percent, plain, short_names, size, summarize, tally
+from onnxcomp.options import Options
+from onnxcomp.timing import SAME
 
 OPTIMIZE = ("optimize", "model.onnx", "--calib", "data.npz", "--bench-seconds", "0", "-q")
 
@@ -84,6 +89,22 @@ def test_reasons_are_counted_and_the_most_frequent_is_named():
 
 def test_details_show_plain_values_only():
     assert summarize({"float_islands": 3, "sqnr": 47.3456, "steps": {"a": 1}}) == "float islands 3, sqnr 47.3"
+
+
+@pytest.mark.parametrize(
+    ("speedup", "ci", "verdict", "text"),
+    [
+        (2.02, (1.98, 2.06), "faster", "2.02x faster (95 %: 1.98 to 2.06)"),
+        (0.77, (0.72, 0.81), "slower", "slower (0.77x, 95 %: 0.72 to 0.81)"),
+        (1.0, (0.9, 1.1), SAME, f"{SAME} (1.00x, 95 %: 0.90 to 1.10)"),
+        (1.24, (1.09, 1.29), SAME, f"{SAME} (1.24x, 95 %: 1.09 to 1.29, noise: 31 %)"),
+        (None, None, "baseline", "baseline"),
+    ],
+)
+def test_a_speed_up_is_told_with_its_interval_and_the_noise_that_hides_it(speedup, ci, verdict, text):
+    timing = SimpleNamespace(speedup=speedup, ci=ci, verdict=verdict)
+
+    assert speed_text(timing, 0.31) == text
 
 
 def test_brackets_in_names_are_not_markup(capsys):
@@ -242,6 +263,22 @@ def test_a_recipe_gives_options_and_the_command_line_wins(cli, workshop):
     assert (options["passes"], options["seed"]) == ("cleanup", 4)
 
 
+@pytest.mark.parametrize(
+    ("text", "size_in_bytes"),
+    [("2GB", 2_000_000_000), ("512MiB", 512 << 20), ("1.5k", 1500), ("64", 64), (64, 64)],
+)
+def test_memory_is_given_in_any_unit(text, size_in_bytes):
+    assert Options.make(memory=text).memory == size_in_bytes
+
+
+def test_the_output_can_be_named_in_a_recipe(cli, workshop):
+    (workshop / "recipe.toml").write_text('passes = ["cleanup", { name = "fuse" }]\noutput = "mine.onnx"\n')
+
+    assert cli("optimize", "model.onnx", "--recipe", "recipe.toml", "--bench-seconds", "0", "-q").code == 0
+
+    assert (workshop / "mine.onnx").exists()
+
+
 def test_verify_passes_equal_models(cli, workshop):
     ran = cli("verify", "model.onnx", "model.onnx", "--data", "data.npz", "-q")
 
@@ -346,19 +383,32 @@ def test_the_python_function_makes_the_same_file(cli, workshop):
     assert report.optimized["sha256"] == json.loads(ran.out)["optimized"]["sha256"]
 
 
-def test_a_reader_that_has_gone_is_no_error(workshop, root):
-    command = f"{sys.executable} -m onnxcomp inspect model.onnx --nodes | true; echo ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize(
+    ("end", "printed"),
+    [("| true", "reading\n"), ("2>&1 | true", ""), (">&-", "reading\n"), ("2>&-", None)],
+    ids=["output", "both", "closed output", "closed errors"],
+)
+def test_a_reader_that_has_gone_is_no_error(workshop, root, end, printed):
+    command = f"{sys.executable} -m onnxcomp inspect model.onnx {end}; echo ${{PIPESTATUS[0]}}"
 
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env=_environment(root), check=False
     )
 
-    assert (done.stdout, done.stderr) == ("0\n", "reading\n")
+    assert done.stdout.splitlines()[-1] == "0"
+    assert printed is None or done.stderr == printed
+
+
+def test_tables_fit_80_columns_and_carry_no_colours_in_a_pipe(cli, workshop, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+    out = cli("inspect", "model.onnx", "--nodes", "-q").out
+
+    assert max(map(len, out.splitlines())) <= 80
+    assert "\x1b" not in out
 
 
 def _environment(root: Path) -> dict[str, str]:
-    import os
-
     return {**os.environ, "PYTHONPATH": str(root)}
 
 

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from onnxcomp.errors import ModelError
-from onnxcomp.external import (
-    MappedFiles,
-    Reference,
-    element_bytes,
-    map_bytes,
-    resolve,
-    unsafe_location,
-    verify_checksum,
-)
+from onnxcomp.external import Storage, element_bytes, unsafe_location
+from onnxcomp.files import OpenFile
 
 
 def external(dims: list[int], data_type: int = TensorProto.FLOAT, **entries: object) -> TensorProto:
@@ -30,6 +23,10 @@ def external(dims: list[int], data_type: int = TensorProto.FLOAT, **entries: obj
     return tensor
 
 
+def storage(folder: Path) -> Storage:
+    return Storage(OpenFile(folder / "m.onnx", "model"))
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "w.bin").write_bytes(np.arange(100, dtype=np.float32).tobytes())
@@ -37,85 +34,133 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_bytes_of_a_range_are_mapped_read_only(folder: Path) -> None:
-    reference = resolve(external([2, 3], location="w.bin", offset=40, length=24), folder, folder / "m.onnx")
-    assert reference == Reference((folder / "w.bin").resolve(), 40, 24)
-    view = map_bytes(reference)
-    assert view.readonly
-    np.testing.assert_array_equal(np.frombuffer(view, np.float32), np.arange(10, 16, dtype=np.float32))
+def test_the_bytes_of_a_range_are_read(folder: Path) -> None:
+    reference = storage(folder).locate(external([2, 3], location="w.bin", offset=40, length=24))
+    assert (reference.file.path, reference.offset, reference.length) == ((folder / "w.bin").resolve(), 40, 24)
+    np.testing.assert_array_equal(reference.bytes().view(np.float32), np.arange(10, 16, dtype=np.float32))
 
 
 def test_offset_and_length_follow_from_the_shape(folder: Path) -> None:
-    reference = resolve(external([7], location="w.bin"), folder, folder / "m.onnx")
+    reference = storage(folder).locate(external([7], location="w.bin"))
     assert (reference.offset, reference.length) == (0, 28)
 
 
 def test_a_tensor_of_4_bit_integers_ends_in_half_a_byte(folder: Path) -> None:
     tensor = external([3, 3], TensorProto.INT4, location="w.bin")
-    assert resolve(tensor, folder, folder / "m.onnx").length == 5
+    assert storage(folder).locate(tensor).length == 5
 
 
 def test_an_empty_tensor_is_an_empty_view(folder: Path) -> None:
     (folder / "empty.bin").touch()
-    reference = resolve(external([0, 3], location="empty.bin"), folder, folder / "m.onnx")
-    assert bytes(map_bytes(reference)) == b""
+    reference = storage(folder).locate(external([0, 3], location="empty.bin"))
+    assert reference.bytes().size == 0
+    assert list(reference.chunks()) == []
 
 
 def test_a_folder_that_is_reached_through_a_link_is_fine(folder: Path, tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(folder, target_is_directory=True)
-    assert (
-        resolve(external([7], location="w.bin"), link, link / "m.onnx").path == (folder / "w.bin").resolve()
-    )
+    reference = storage(link).locate(external([7], location="w.bin"))
+    assert reference.file.path == (folder / "w.bin").resolve()
 
 
-def test_one_descriptor_per_file_serves_thousands_of_tensors(folder: Path) -> None:
+def test_a_large_range_is_mapped_and_a_small_one_read(folder: Path) -> None:
+    values = np.arange(3 << 20, dtype=np.float32)
+    (folder / "w.bin").write_bytes(b"abc" + values.tobytes())
+    reference = storage(folder).locate(external([3 << 20], location="w.bin", offset=3))
+    found = reference.bytes()
+    assert not found.flags.writeable
+    assert found.base is not None
+    np.testing.assert_array_equal(np.frombuffer(found, np.float32), values)
+    assert b"".join(c.tobytes() for c in reference.chunks()) == values.tobytes()
+
+
+def test_few_descriptors_serve_thousands_of_tensors(folder: Path) -> None:
     import resource
 
-    files, before = MappedFiles(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = storage(folder)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     try:
-        views = [files.view(Reference(folder / "w.bin", 4 * (i % 100), 4)) for i in range(2000)]
+        found = [files.locate(external([1], location="w.bin", offset=4 * (i % 100))) for i in range(2000)]
+        values = [reference.bytes() for reference in found]
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
-    assert float(np.frombuffer(views[1999], np.float32)[0]) == 99.0
+    assert float(values[1999].view(np.float32)[0]) == 99.0
 
 
-def test_a_file_that_became_shorter_is_reported(folder: Path) -> None:
-    reference = resolve(external([100], location="w.bin"), folder, folder / "m.onnx")
+def test_few_descriptors_serve_a_file_for_each_tensor(folder: Path) -> None:
+    import resource
+
+    for i in range(400):
+        (folder / f"w{i}.bin").write_bytes(np.float32(i).tobytes())
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = storage(folder)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+    try:
+        found = [files.locate(external([1], location=f"w{i}.bin")) for i in range(400)]
+        values = [float(reference.bytes().view(np.float32)[0]) for reference in found]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert values == list(range(400))
+    (folder / "w399.bin").write_bytes(b"other")
+    with pytest.raises(ModelError, match="changed while it was in use"):
+        found[399].bytes()
+
+
+def test_many_large_ranges_are_read_when_no_descriptor_is_left_for_mappings(folder: Path) -> None:
+    import resource
+
+    (folder / "w.bin").write_bytes(bytes(8 << 20))
+    reference = storage(folder).locate(external([2 << 20], location="w.bin"))
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, before[1]))
+    try:
+        views = [reference.bytes() for _ in range(12)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert all(not v.any() and v.size == 8 << 20 for v in views)
+
+
+@pytest.mark.parametrize("elements", [100, 2 << 20])
+def test_a_file_that_became_shorter_is_reported(folder: Path, elements: int) -> None:
+    (folder / "w.bin").write_bytes(bytes(4 * elements))
+    reference = storage(folder).locate(external([elements], location="w.bin"))
     os.truncate(folder / "w.bin", 100)
-    with pytest.raises(ModelError, match="became shorter"):
-        map_bytes(reference)
+    with pytest.raises(ModelError, match="changed while it was in use"):
+        reference.bytes()
+    with pytest.raises(ModelError, match="changed while it was in use"):
+        list(reference.chunks())
 
 
-def test_a_file_that_became_a_link_is_not_followed(folder: Path) -> None:
-    reference = resolve(external([100], location="w.bin"), folder, folder / "m.onnx")
-    (folder / "w.bin").rename(folder / "elsewhere.bin")
-    (folder / "w.bin").symlink_to("elsewhere.bin")
-    with pytest.raises(ModelError, match="cannot be opened"):
-        map_bytes(reference)
+def test_a_file_that_another_replaces_is_still_read(folder: Path) -> None:
+    reference = storage(folder).locate(external([100], location="w.bin"))
+    (folder / "new.bin").write_bytes(bytes(400))
+    (folder / "new.bin").replace(folder / "w.bin")
+    np.testing.assert_array_equal(reference.bytes().view(np.float32), np.arange(100, dtype=np.float32))
 
 
-def test_a_checksum_is_compared_only_on_request(folder: Path) -> None:
+def test_a_checksum_is_compared_on_request(folder: Path) -> None:
     right = hashlib.sha1((folder / "w.bin").read_bytes()[4:12]).hexdigest()
     tensor = external([2], location="w.bin", offset=4, length=8, checksum=right.upper())
-    verify_checksum(resolve(tensor, folder, folder / "m.onnx"))
+    storage(folder).locate(tensor).verify_checksum()
     tensor = external([3], location="w.bin", offset=4, length=12, checksum=right)
-    reference = resolve(tensor, folder, folder / "m.onnx")
+    reference = storage(folder).locate(tensor)
     with pytest.raises(ModelError, match="fetch the file again"):
-        verify_checksum(reference)
+        reference.verify_checksum()
 
 
 def test_a_key_that_is_there_twice_is_refused(folder: Path) -> None:
     tensor = external([2], location="w.bin")
     tensor.external_data.add(key="location", value="other.bin")
     with pytest.raises(ModelError, match="'location' is repeated"):
-        resolve(tensor, folder, folder / "m.onnx")
+        storage(folder).locate(tensor)
 
 
 def test_the_message_names_tensor_location_and_sizes(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"tensor 'W' at 'w\.bin': .*shape \[2, 2\] need 16 bytes.* is 15"):
-        resolve(external([2, 2], location="w.bin", length=15), folder, folder / "m.onnx")
+        storage(folder).locate(external([2, 2], location="w.bin", length=15))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -120,6 +122,17 @@ def test_what_a_module_promises_is_there(name):
     assert all(hasattr(module, promised) for promised in getattr(module, "__all__", ()))
 
 
+def test_the_readme_has_the_commands_that_ci_runs():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    fenced = dict(re.findall(r"<!-- (\w+-command) -->\n```sh\n(.+)\n```\n", text))
+
+    assert fenced.keys() == {"main-command", "test-command"}
+    assert "-m pytest" in fenced["test-command"]
+    files = re.findall(r"models/\S+", fenced["main-command"])
+    assert files
+    assert all((ROOT / name).exists() for name in files)
+
+
 PLUGIN = '''
 """A pass of somebody else."""
 from dataclasses import dataclass
@@ -131,7 +144,8 @@ class Nothing(Pass):
     """Does nothing, `times` over."""
     name: ClassVar[str] = "nothing"
     effect: ClassVar[str] = "exact"
-    times: int = 1
+    times: int
+    where: str | None = None
 
     def run(self, model, ctx):
         ctx.refuse("everywhere", "it is the purpose of this pass")
@@ -166,7 +180,12 @@ def test_a_pass_of_another_package_runs_by_its_name(plugin, cli, workshop):
 
 def test_passes_of_other_packages_are_listed_after_our_own(plugin, cli):
     assert pass_names()[0] == "cleanup"
-    assert "Does nothing, `times` over." in cli("passes", "nothing").out
+    found = json.loads(cli("passes", "nothing", "--json", "-").out)
+    assert found["summary"] == "Does nothing, `times` over."
+    assert found["options"] == [
+        {"name": "times", "type": "int", "default": "required"},
+        {"name": "where", "type": "str or none", "default": None},
+    ]
 
 
 def test_an_entry_point_that_is_no_pass_is_named(plugin):

@@ -74,7 +74,11 @@ class Block(nn.Module):
 class Bert(nn.Module):
     def __init__(self, width: int = 256, layers: int = 6) -> None:
         super().__init__()
-        self.words, self.places, self.kinds = nn.Embedding(5000, width), nn.Embedding(512, width), nn.Embedding(2, width)
+        self.words, self.places, self.kinds = (
+            nn.Embedding(5000, width),
+            nn.Embedding(512, width),
+            nn.Embedding(2, width),
+        )
         self.norm = nn.LayerNorm(width)
         self.blocks = nn.ModuleList(Block(width, 8, first=False) for _ in range(layers))
         self.pool = nn.Linear(width, width)

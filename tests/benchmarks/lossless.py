@@ -48,8 +48,12 @@ def models(arguments: Any, folder: Path) -> Any:
     for name in ("resnet50", "bert", "vit"):
         path = folder / f"exported_{name}.onnx"
         if arguments.only in path.stem:
-            code = f"from architectures import export; from pathlib import Path; export({name!r}, Path({str(path)!r}), 17)"
-            subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True)
+            code = (
+                f"from architectures import export; from pathlib import Path; export({name!r}, Path({str(path)!r}), 17)"
+            )
+            subprocess.run(
+                [sys.executable, "-W", "ignore", "-c", code], cwd=Path(__file__).parent, check=True, capture_output=True
+            )
             yield path
 
 

@@ -1,0 +1,92 @@
+"""The standing proof of channel removal: the pruned model equals the original with the removed slices set to zero.
+
+Set to zero is what an operator that adds slices up sees of them: the weight of a Conv or MatMul along its input
+channels, or a mask on an operand that is computed. What operators do in between (activation functions of zero,
+division) cannot matter then. Normalizations that average over a removed axis change the other slices: such units are
+not provable in this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.graph import Constant, Model
+from onnxcomp.passes.dims import Coupling
+from onnxcomp.passes.surgery import twins
+from onnxcomp.runtime import open_session
+from onnxcomp.shapes import infer
+
+__all__ = ["masked", "removal_error"]
+
+Array = npt.NDArray[Any]
+
+
+def masked(coupling: Coupling, units: Iterable[int]) -> Model:
+    """A copy of the original in which no sum sees the slices of these units."""
+    removed = coupling.mask(units)
+    copy = coupling.model.copy()
+    twin = twins(coupling.model, copy)
+    types = infer(coupling.model)
+    for tensor, axis in coupling.sums:
+        gone = removed[coupling.label(tensor, axis)]
+        if not gone.any():
+            continue
+        dims = [1] * len(coupling.probe.shapes[tensor])
+        dims[axis] = len(gone)
+        keep = ~gone.reshape(dims)
+        if isinstance(tensor, Constant):
+            values = twin[tensor].values
+            twin[tensor].values = values * keep.astype(values.dtype)
+        else:
+            _mask(copy, twin[tensor], keep.astype(types[tensor].dtype or np.float32))
+    return copy
+
+
+def _mask(model: Model, tensor: Any, keep: Array) -> None:
+    """All readers of a value get it multiplied by `keep`."""
+    scope = next(
+        s for s in model.graph.scopes() if tensor in s.inputs or any(tensor in n.outputs for n in s.nodes)
+    )
+    product = model.variable(f"{tensor.name}_masked", tensor.dtype)
+    model.redirect(tensor, product)
+    constant = model.constant(scope, f"{tensor.name}_mask", keep)
+    scope.add("Mul", [tensor, constant], [product], name=product.name)
+    from onnxcomp.graph import sort
+
+    sort(model)
+
+
+def removal_error(
+    coupling: Coupling, units: Iterable[int], pruned: Model, feeds: Sequence[Mapping[str, Array]]
+) -> float:
+    """Largest difference between `pruned` and the original without these units, relative to the largest output value.
+
+    Infinite where shapes or finiteness differ. Integer outputs count the share of elements that differ.
+    """
+    reference = open_session(masked(coupling, units), optimize=False)
+    candidate = open_session(pruned, optimize=False)
+    worst = 0.0
+    for feed in feeds:
+        for expected, found in zip(reference.run(feed), candidate.run(feed), strict=True):
+            worst = max(worst, _difference(np.asarray(expected), np.asarray(found)))
+    return worst
+
+
+def _difference(expected: Array, found: Array) -> float:
+    if expected.shape != found.shape or expected.dtype != found.dtype:
+        return float("inf")
+    if expected.size == 0:
+        return 0.0
+    if expected.dtype.kind != "f":
+        return float(np.mean(expected != found))
+    x, y = expected.astype(np.float64), found.astype(np.float64)
+    if not np.array_equal(np.isfinite(x), np.isfinite(y)):
+        return float("inf")
+    finite = np.isfinite(x)
+    if not finite.any():
+        return 0.0
+    return float(np.abs(x - y)[finite].max() / max(np.abs(x[finite]).max(), 1e-30))
