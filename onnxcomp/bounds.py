@@ -2,7 +2,7 @@
 
 A few bytes of constants can demand terabytes: ConstantOfShape, Tile, Range. Each rule here gives the least
 number of elements that one operator creates, as far as constants alone fix it. Values that are computed are
-not followed; the memory and time limits of `onnxcomp.sandbox` hold there.
+not followed; the memory and time limits of `onnxcomp.probe` hold there.
 """
 
 from __future__ import annotations

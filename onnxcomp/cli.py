@@ -15,9 +15,11 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from onnxcomp.errors import OnnxcompError
+from onnxcomp.errors import OnnxcompError, UsageError
 
 if TYPE_CHECKING:
+    import argparse
+
     from onnxcomp.cli_commands import Outcome
 
 __all__ = ["main"]
@@ -57,11 +59,7 @@ def _run(words: list[str]) -> int:
 
     to_file = args.json is not None and args.json != "-"
     if to_file and args.command != "optimize":
-        from pathlib import Path
-
-        from onnxcomp.io import check_output
-
-        check_output(Path(args.json), overwrite=bool(args.force))
+        _check_json(args)
     with Progress(quiet=args.quiet) as progress:
         outcome = COMMANDS[args.command](args, progress)
     if to_file and not outcome.written:
@@ -76,6 +74,18 @@ def _run(words: list[str]) -> int:
     if outcome.error is not None:
         return _fail(str(outcome.error), code, traceback=False)
     return code
+
+
+def _check_json(args: argparse.Namespace) -> None:
+    """Raise now what would make writing fail later. `optimize` looks after its own files."""
+    from pathlib import Path
+
+    from onnxcomp.io import check_output
+
+    given = [getattr(args, name, None) for name in ("model", "original", "candidate", "data")]
+    if os.path.realpath(args.json) in {os.path.realpath(v) for v in (*given, *getattr(args, "models", ())) if v}:
+        raise UsageError(f"--json names {args.json}, which is an input; choose another file")
+    check_output(Path(args.json), overwrite=bool(args.force))
 
 
 def _show(outcome: Outcome, *, as_json: bool) -> None:

@@ -23,6 +23,7 @@ from onnxcomp.runtime import provider_name
 
 __all__ = ["optimize"]
 
+
 def optimize(
     model: Any,
     output: str | os.PathLike[str] | None = None,
@@ -46,6 +47,7 @@ def optimize(
     io.check_output(target, overwrite=chosen.force)
     for extra in (chosen.json, chosen.report):
         if extra is not None:
+            _check_distinct(Path(extra), target, model)
             io.check_output(Path(extra), overwrite=chosen.force)
     provider_name(chosen.target)
     job = Job(model, chosen, progress or (lambda share, what: None))
@@ -84,6 +86,13 @@ def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
     if isinstance(model, (str, os.PathLike)) and target.exists() and Path(model).exists() and target.samefile(model):
         raise UsageError(f"the output {target} is the input itself, which is never modified; choose another with -o")
     return target
+
+
+def _check_distinct(extra: Path, target: Path, model: Any) -> None:
+    """A report must not overwrite the model that was given, nor the one that is written."""
+    taken = [target, *([Path(model)] if isinstance(model, (str, os.PathLike)) else [])]
+    if any(os.path.realpath(extra) == os.path.realpath(path) for path in taken):
+        raise UsageError(f"{extra} cannot hold a model and a report; choose another name for one of them")
 
 
 def _unmet(report: Report, options: Options) -> tuple[str, ...]:

@@ -13,10 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from onnxcomp import child
+from onnxcomp import child, io
 from onnxcomp.errors import ModelError, ResourceError
+from onnxcomp.runtime import open_session
+from onnxcomp.shapes import infer
 
-__all__ = ["contained", "probe"]
+__all__ = ["inspect_contained", "probe"]
 
 _SECONDS = 10.0
 _BYTES_PER_SECOND = 10e6
@@ -38,24 +40,23 @@ def probe(path: str | os.PathLike[str], *, allow_symlinks: bool = False) -> None
     _probe(str(place), allow_symlinks, size, (status.st_dev, status.st_ino, status.st_mtime_ns))
 
 
-def contained(target: str, path: str | os.PathLike[str], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Scan a model file, then call a function on it in a child process: `child.run(target, {"path": path, **job})`.
-
-    Time and memory are limited by the size of the model. Errors are those of `probe` and of the function.
-    """
-    size = _scan(Path(path), bool(job.get("allow_symlinks")))
-    return _limited(target, {"path": os.fspath(path), **job}, size)
+def inspect_contained(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON form of `onnxcomp.inspection.inspect`, made in a child process. Errors are those of `probe`."""
+    return _limited("onnxcomp.probe:inspect_model", {"path": os.fspath(path)}, _scan(Path(path), False))
 
 
 def try_model(job: Mapping[str, Any], emit: child.Event) -> dict[str, Any]:
     """In the child: infer shapes and open a session."""
-    from onnxcomp import io
-    from onnxcomp.runtime import open_session
-    from onnxcomp.shapes import infer
-
     infer(io.load(job["path"], allow_symlinks=job["allow_symlinks"]))
     open_session(job["path"])
     return {}
+
+
+def inspect_model(job: Mapping[str, Any], emit: child.Event) -> dict[str, Any]:
+    """In the child: inspect a model."""
+    from onnxcomp.inspection import inspect
+
+    return inspect(job["path"]).to_json()
 
 
 @functools.lru_cache(maxsize=64)
@@ -66,8 +67,6 @@ def _probe(path: str, allow_symlinks: bool, size: int, state: tuple[int, ...]) -
 
 def _scan(path: Path, allow_symlinks: bool) -> int:
     """What the files of a model have together in bytes, once the model has passed the scan."""
-    from onnxcomp import io
-
     io.load(path, allow_symlinks=allow_symlinks)
     return io.model_bytes(path)
 

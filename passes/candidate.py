@@ -46,15 +46,17 @@ class Candidate:
     drop: float = float("inf")
 
 
-def first_decisions(plan: Placement, skip: frozenset[str], chosen: Mapping[str, QuantParameters]) -> Decisions:
-    """Nearest rounding and the model's own biases."""
+def first_decisions(
+    plan: Placement, skip: frozenset[str], chosen: Mapping[str, QuantParameters], limit: int = 127
+) -> Decisions:
+    """Nearest rounding to codes up to `limit`, and the model's own biases."""
     weights: dict[str, QuantizedWeight] = {}
     biases: dict[str, Array] = {}
     shared: dict[tuple[int, float], QuantizedWeight] = {}
     for unit in plan.units:
         if unit.view is not None:
             key = (id(unit.view.weight), unit.view.alpha)
-            weights[unit.key] = shared.setdefault(key, quantize_weight(unit.view))
+            weights[unit.key] = shared.setdefault(key, quantize_weight(unit.view, limit))
             if unit.takes_bias:
                 biases[unit.key] = unit.bias_values()
     return Decisions(skip, chosen, weights, biases)

@@ -115,6 +115,17 @@ class Atoms:
         size = dims[axis]
         return start + (np.arange(size) if index is None else np.asarray(index, np.int64))
 
+    def spans(self) -> tuple[Array, Array]:
+        """Start and end of the atoms of each axis that is not empty."""
+        pairs = [
+            (start, start + size)
+            for tensor, starts in self.offsets.items()
+            for start, size in zip(starts.tolist(), self.shapes[tensor], strict=True)
+            if size
+        ]
+        found = np.asarray(pairs, np.int64).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
     # --- writing ---
 
     def join(self, a: Array, b: Array) -> None:

@@ -168,7 +168,7 @@ def _filled(atoms: Atoms, node: Node) -> None:
     """The values are the same at any extent: its shape is rewritten where others ask for it."""
 
 
-@rule("Resize", "Upsample")
+@rule("Resize", "Upsample", "Crop")
 def _resize(atoms: Atoms, node: Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     for k in range(atoms.rank(x)):

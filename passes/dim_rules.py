@@ -34,6 +34,7 @@ def _elementwise(atoms: Atoms, node: Node) -> None:
 
 
 rule(*_MICROSOFT_ELEMENTWISE, domain="com.microsoft")(_elementwise)
+rule("Affine", "ParametricSoftplus", "ScaledTanh")(_elementwise)  # ONNX Runtime still has these from opset 1
 
 
 def whole_groups(group: Any) -> bool:

@@ -81,6 +81,16 @@ class Coupling:
         found[list(units)] = True
         return found
 
+    def emptied(self, removed: Array) -> list[int]:
+        """Of the removed units, those that lie in an axis of which nothing is left."""
+        found: dict[int, None] = {}
+        for tensor in self.offsets:
+            for axis in range(len(self.probe.shapes[tensor])):
+                labels = self.label(tensor, axis)
+                if len(labels) and removed[labels].all():
+                    found.update(dict.fromkeys(labels.tolist()))
+        return list(found)
+
     @cached_property
     def reasons(self) -> dict[tuple[Constant, int], str]:
         """Why an axis of a weight has to stay whole."""
@@ -130,6 +140,7 @@ def couple(model: Model, *, sample: Mapping[str, Array] | None = None, seen: Pro
                 failed.append((node.label, f"{node.op} cannot be followed: {error}"))
                 atoms.pin_node(node, f"{node.op} {node.label!r} cannot be followed")
     labels, pinned, why = decide(atoms)
+    _pin_whole_axes(labels, pinned, why, atoms)
     averaged = np.zeros(len(pinned), bool)
     for tensor, axis in atoms.averages:
         averaged[labels[atoms.at(tensor, axis)]] = True
@@ -137,6 +148,22 @@ def couple(model: Model, *, sample: Mapping[str, Array] | None = None, seen: Pro
     return Coupling(
         model, seen, labels, atoms.offsets, pinned, why, groups, tuple(atoms.sums), dict(unknown), tuple(failed)
     )
+
+
+def _pin_whole_axes(labels: Array, pinned: Array, why: dict[int, str], atoms: Atoms) -> None:
+    """A unit that is all of some axis would leave an empty tensor."""
+    starts, ends = atoms.spans()
+    if not len(starts):
+        return
+    first = labels[starts]
+    # Labels of one axis lie side by side: they are all equal if the least is the greatest.
+    bounds = np.stack([starts, ends], axis=1).reshape(-1)
+    inside = np.append(labels, 0)
+    least, greatest = np.minimum.reduceat(inside, bounds)[::2], np.maximum.reduceat(inside, bounds)[::2]
+    for label in np.unique(first[least == greatest]).tolist():
+        if not pinned[label]:
+            pinned[label] = True
+            why[label] = "without it a tensor would be empty"
 
 
 def weights(model: Model) -> list[Constant]:

@@ -12,6 +12,7 @@ calibration samples that were held out:
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -19,6 +20,7 @@ from typing import Any, ClassVar, Literal
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.ranges import Method, choose
 from onnxcomp.calibration.split import hold_out, limited
+from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
@@ -45,8 +47,9 @@ class Quantize(Pass):
 
     `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
     second-order or nearest; `bias_correction` and `islands` switch these steps; `island_cost` is the share of the
-    multiplications that may stay in float for accuracy; `ops` are the operators to quantize, `skip` names nodes that
-    stay in float.
+    multiplications that may stay in float for accuracy; `weight_bits` is 7 where processors without int8 dot products
+    would saturate (auto: if this one is such); `ops` are the operators to quantize, `skip` names nodes that stay in
+    float.
     """
 
     name: ClassVar[str] = "quantize"
@@ -59,6 +62,7 @@ class Quantize(Pass):
     bias_correction: bool = True
     islands: bool = True
     island_cost: float = 0.02
+    weight_bits: Literal["auto", "8", "7"] = "auto"
     ops: tuple[str, ...] = ("Conv", "Gemm", "MatMul")
     skip: tuple[str, ...] = ()
 
@@ -96,6 +100,14 @@ def _parts(data: Dataset) -> tuple[Dataset, Dataset]:
     return (fit, held) if held.length is None or held.length >= 2 else (data, data)
 
 
+def _largest_code(bits: str) -> int:
+    """Largest weight code. u8 x s8 pairs are summed in 16 bits where the processor has no int8 dot product: 2 * 255 * 64
+    fits, 2 * 255 * 127 does not. ARM has other instructions, and None means unknown: both take all 8 bits.
+    """
+    saturates = platform.machine().lower() in ("x86_64", "amd64") and has_int8_dot_product() is False
+    return 64 if bits == "7" or (bits == "auto" and saturates) else 127
+
+
 class _Search:
     """Builds candidates and keeps the best. `trail` records what each step brought, in dB."""
 
@@ -106,6 +118,7 @@ class _Search:
         self.judge = judge
         self.fit = fit
         self.trail: dict[str, float] = {}
+        self.limit = _largest_code(options.weight_bits)
 
     def run(self, skip: frozenset[str]) -> Candidate:
         seen = self._observe(skip)
@@ -147,7 +160,7 @@ class _Search:
         for number, method in enumerate(methods):
             self.ctx.progress(number / len(methods), f"ranges: {method}")
             chosen = {name: choose(s, method) for name, s in seen.statistics.items()}
-            found.append(self._build(first_decisions(plan, skip, chosen)))
+            found.append(self._build(first_decisions(plan, skip, chosen, self.limit)))
             self.trail[f"ranges {method}"] = found[-1].score
         return max(found, key=lambda c: c.score)
 
@@ -160,7 +173,7 @@ class _Search:
             gram = seen.grams.get(unit.key)
             if gram is not None and unit.view is not None:
                 weights[unit.key], shift = round_with(
-                    unit.view, decisions.weights[unit.key], gram, centered=unit.takes_bias
+                    unit.view, decisions.weights[unit.key], gram, centered=unit.takes_bias, limit=self.limit
                 )
                 if unit.takes_bias:
                     biases[unit.key] = biases[unit.key] + shift

@@ -1,4 +1,4 @@
-"""Does the default lossless pipeline keep what a model computes? Runs a model before and after, and finds the rewrite."""
+"""Does the default lossless pipeline keep what a model computes? If not, which rewrite is it?"""
 
 from __future__ import annotations
 

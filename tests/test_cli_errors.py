@@ -113,6 +113,8 @@ OUTPUT = [
     (_write("file", ""), ("optimize", "model.onnx", "-o", "file/out.onnx"), 3, "file"),
     (_nothing, ("optimize", "model.onnx", "-o", "."), 2, "folder"),
     (_nothing, ("optimize", "model.onnx", "--json", "absent/out.json"), 3, "absent"),
+    (_nothing, ("optimize", "model.onnx", "-o", "x", "--json", "./x", "--force"), 2, "another name"),
+    (_nothing, ("bench", "model.onnx", "--data", "data.npz", "--json", "data.npz", "--force"), 2, "is an input"),
 ]
 USAGE = [
     (_nothing, (), 2, "give a command"),

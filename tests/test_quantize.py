@@ -263,3 +263,20 @@ def test_weight_only_storage_keeps_float16_models_free_of_casts_at_run_time() ->
     result, _, _ = quantized(model, {"x": np.ones((8, 64), np.float16)}, "quantize:mode=weights")
 
     assert kernels(result, {"x": np.ones((1, 64), np.float16)}) == plain
+
+
+def test_seven_bit_weights_cannot_saturate_sixteen_bit_sums() -> None:
+    result, _, _ = quantized(residual(), IMAGES, "quantize:weight-bits=7:islands=false")
+
+    codes = [i.values for i in result.graph.initializers if i.weight.data_type == onnx.TensorProto.INT8]
+    assert max(int(np.abs(c.astype(int)).max()) for c in codes) == 64
+
+
+def test_a_processor_without_int8_dot_products_gets_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.passes.quantize.has_int8_dot_product", lambda: False)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+
+    result, _, _ = quantized(residual(), IMAGES, "quantize:islands=false")
+
+    codes = [i.values for i in result.graph.initializers if i.weight.data_type == onnx.TensorProto.INT8]
+    assert max(int(np.abs(c.astype(int)).max()) for c in codes) == 64
