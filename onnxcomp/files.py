@@ -26,7 +26,7 @@ CHUNK_BYTES = 1 << 22  # fits the cache of the processor, so that what was read 
 class OpenFile:
     """A regular file that stays what it is: saving puts another file at its path, and this one is still read.
 
-    `size` is in bytes. Several threads may read at once. Raises ModelError where `open_regular` does, and in every
+    `size` is in bytes, `identity` tells one state of one file from every other. Several threads may read at once. Raises ModelError where `open_regular` does, and in every
     method if the file has become another one or shorter since.
     """
 
@@ -38,11 +38,11 @@ class OpenFile:
         self._file = open_regular(path, what, follow=follow)
         status = os.fstat(self._file.fileno())
         self.size = status.st_size
-        self._identity = _identity(status)
+        self.identity = _identity(status)
 
     def same_as(self, status: os.stat_result) -> bool:
         """Whether a status is of this very file."""
-        return self._identity[:2] == _identity(status)[:2]
+        return self.identity[:2] == _identity(status)[:2]
 
     def give_back(self) -> None:
         """Give the descriptor back to the system: whoever reads opens the file again, if it is still the same."""
@@ -96,7 +96,7 @@ class OpenFile:
             return
         path, what, follow = self._open_again
         with open_regular(path, what, follow=follow) as file:
-            if _identity(os.fstat(file.fileno())) != self._identity:
+            if _identity(os.fstat(file.fileno())) != self.identity:
                 raise self._changed()
             yield file
 

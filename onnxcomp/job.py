@@ -58,16 +58,41 @@ class Job:
     # --- passes ---
 
     def run_passes(self) -> None:
-        for number, one in enumerate(self.pipeline.passes, 1):
-            self._run_pass(one, f"pass {number}/{len(self.pipeline.passes)} {one.name}")
+        """Run the pipeline. Lossless passes are checked together, and one by one only if that check fails."""
+        if not self._run_pipeline(each=False):
+            self.model, self.records = self.source.copy(), []
+            self.float_model = self.model
+            self._run_pipeline(each=True)
 
-    def _run_pass(self, one: Pass, what: str) -> PassRecord:
-        """Run one pass on the model, and take it back if what it did does not stand the check."""
+    def _run_pipeline(self, *, each: bool) -> bool:
+        """False, and stopped, if lossless passes that were not checked one by one (`each`) changed results."""
+        unchecked = False
+        for number, one in enumerate(self.pipeline.passes, 1):
+            if one.effect == "lossy" and unchecked and not self._lossless_is_fine():
+                return False
+            record = self._run_pass(one, f"pass {number}/{len(self.pipeline.passes)} {one.name}", check=each)
+            unchecked = one.effect != "lossy" and (unchecked or (record.rewrites > 0 and not each))
+        return not unchecked or self._lossless_is_fine()
+
+    def _lossless_is_fine(self) -> bool:
+        if not self.options.verify:
+            return True
+        lossy = bool(self._lossy())
+        found = self._verify(effect="lossy" if lossy else "float", samples=_VERIFY_LIMIT if lossy else _QUICK)
+        return found.verdict != "failed"
+
+    def _run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
+        """Run one pass on the model, and take it back if what it did does not stand the check.
+
+        Lossy passes are always checked, others if `check` is set.
+        """
         self.progress(0.0, what)
         before = export_model(self.model)
         record = run_pass(one, self.model, self._context(what))
         if record.rewrites:
-            record, verified = self._check_pass(one, record)
+            verified = None
+            if check or one.effect == "lossy":
+                record, verified = self._check_pass(one, record)
             if record.reverted is not None:
                 self.model = import_model(*before)
             else:

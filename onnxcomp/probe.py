@@ -2,25 +2,28 @@
 
 The scan of safety.py refuses what is known to be hostile. What is not known may still crash ONNX's shape inference or
 ONNX Runtime, or keep them busy for ever. So they get a file in a child process first; if that ends well, this process
-may use them too. The limits leave room for ten times what sound models were seen to take.
+may use them too.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from onnxcomp import child, io
 from onnxcomp.errors import ModelError, ResourceError
+from onnxcomp.files import OpenFile
 from onnxcomp.runtime import open_session
 from onnxcomp.shapes import infer
 
 __all__ = ["inspect_contained", "probe"]
 
 _SECONDS = 10.0
+_SCANS = 20  # times what the scan took: that grows with the graph and with how slow the machine is
 _BYTES_PER_SECOND = 10e6
 _MEMORY_BYTES = 1 << 30
 _MEMORY_RATIO = 6  # of the files: the weights as they are read, prepacked, and folded
@@ -34,15 +37,13 @@ def probe(path: str | os.PathLike[str], *, allow_symlinks: bool = False) -> None
     Raises ModelError for a file that the scan refuses, that ONNX Runtime does not load, or with which native code
     crashes or does not end, ResourceError if memory runs out.
     """
-    place = Path(path)
-    size = _scan(place, allow_symlinks)
-    status = place.stat()
-    _probe(str(place), allow_symlinks, size, (status.st_dev, status.st_ino, status.st_mtime_ns))
+    state = OpenFile(Path(path), "model").identity
+    _probe(os.fspath(path), allow_symlinks, state)
 
 
 def inspect_contained(path: str | os.PathLike[str]) -> dict[str, Any]:
     """The JSON form of `onnxcomp.inspection.inspect`, made in a child process. Errors are those of `probe`."""
-    return _limited("onnxcomp.probe:inspect_model", {"path": os.fspath(path)}, _scan(Path(path), False))
+    return _contained("onnxcomp.probe:inspect_model", os.fspath(path), allow_symlinks=False)
 
 
 def try_model(job: Mapping[str, Any], emit: child.Event) -> dict[str, Any]:
@@ -60,28 +61,27 @@ def inspect_model(job: Mapping[str, Any], emit: child.Event) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=64)
-def _probe(path: str, allow_symlinks: bool, size: int, state: tuple[int, ...]) -> None:
+def _probe(path: str, allow_symlinks: bool, state: tuple[int, ...]) -> None:
     """Cached, so that a file that is still as it was is tried once; failures are not."""
-    _limited("onnxcomp.probe:try_model", {"path": path, "allow_symlinks": allow_symlinks}, size)
+    _contained("onnxcomp.probe:try_model", path, allow_symlinks=allow_symlinks)
 
 
-def _scan(path: Path, allow_symlinks: bool) -> int:
-    """What the files of a model have together in bytes, once the model has passed the scan."""
+def _contained(target: str, path: str, *, allow_symlinks: bool) -> dict[str, Any]:
+    """Scan a model file, then call a function on it in a child process with limits that go with its size."""
+    begin = time.perf_counter()
     io.load(path, allow_symlinks=allow_symlinks)
-    return io.model_bytes(path)
-
-
-def _limited(target: str, job: Mapping[str, Any], size: int) -> dict[str, Any]:
-    seconds, memory = _SECONDS + size / _BYTES_PER_SECOND, _MEMORY_BYTES + _MEMORY_RATIO * size
+    scan = time.perf_counter() - begin
+    size = io.model_bytes(Path(path))
+    seconds = _SECONDS + _SCANS * scan + size / _BYTES_PER_SECOND
+    memory = _MEMORY_BYTES + _MEMORY_RATIO * size
+    job = {"path": path, "allow_symlinks": allow_symlinks}
     try:
         return child.run(target, job, memory_bytes=memory, seconds=seconds)
     except TimeoutError as error:
-        raise ModelError(f"native code was not done with {job['path']} after {seconds:.0f} s; it may never end") from error
+        raise ModelError(f"native code was not done with {path} after {seconds:.0f} s; it may never end") from error
     except child.ChildCrashError as crash:
         if crash.killed:
-            raise ResourceError(
-                f"the process that tried {job['path']} was killed, most likely for want of memory"
-            ) from crash
+            raise ResourceError(f"the process that tried {path} was killed, most likely for want of memory") from crash
         raise ModelError(
-            f"native code crashed on {job['path']} ({crash}), or ran out of memory ({memory:,} bytes were allowed)"
+            f"native code crashed on {path} ({crash}), or ran out of memory ({memory:,} bytes were allowed)"
         ) from crash

@@ -119,7 +119,7 @@ class Weight:
             state.update(repr(self.load().tolist()).encode())
         else:
             for chunk in self.chunks():
-                state.update(chunk)
+                state.update(chunk)  # type: ignore[arg-type]  # arrays are buffers, though not for mypy before Python 3.12
         return state.digest()
 
     def __repr__(self) -> str:

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
 from onnxcomp.linear import Linear, linear, output_rank, per_channel
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.cleanup import remove_dead
+from onnxcomp.passes.dead import remove_dead
+from onnxcomp.passes.pairs import absorb_output, fuse_padding, matmul_to_gemm, relu_into_clip
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Fuse"]
@@ -51,9 +52,9 @@ class Fuse(Pass):
             for scope in list(model.graph.scopes()):
                 step["after"] += _fuse_following(model, scope, shapes, ctx)
                 step["before"] += _fuse_preceding(model, scope, shapes, ctx)
-                step["padding"] += _fuse_padding(model, scope, ctx)
-                step["gemm"] += _matmul_to_gemm(model, scope, shapes, ctx)
-                step["clip"] += _relu_into_clip(model, scope, ctx)
+                step["padding"] += fuse_padding(model, scope, ctx)
+                step["gemm"] += matmul_to_gemm(model, scope, shapes, ctx)
+                step["clip"] += relu_into_clip(model, scope, ctx)
             for key, count in step.items():
                 counts[key] += count
             if not any(step.values()):
@@ -113,7 +114,8 @@ def _batch_norm(model: Model, node: Node, channels: int) -> _Affine | str:
     gamma, beta, mean, var = (t.values.astype(np.float64).reshape(-1) for t in node.inputs[1:5])
     if any(p.size != channels for p in (gamma, beta, mean, var)):
         return f"the parameters of {node.label} do not have {channels} channels"
-    scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        scale = gamma / np.sqrt(var + float(node.attrs.get("epsilon", 1e-5)))
     if not np.isfinite(scale).all():
         return f"{node.label} has a variance that is not positive"
     return _Affine(node.inputs[0], scale, beta - scale * mean)
@@ -143,14 +145,14 @@ def _fuse_following(model: Model, scope: Graph, shapes: Shapes, ctx: Context) ->
             continue
         if any(o in outputs for o in follower.outputs[1:]) or found.source is not node.outputs[0]:
             continue
-        weight = view.scaled_outputs(found.scale)
-        if _overflows(weight, view.weight.dtype):
+        weight, bias = view.scaled_outputs(found.scale), None
+        if view.bias is not None or found.shift.any():
+            bias = view.bias_values() * found.scale + found.shift
+        if _overflows(weight, view.weight.dtype) or (bias is not None and _overflows(bias, view.weight.dtype)):
             ctx.refuse(follower.label, f"folded into {node.label}, the weight overflows its type")
         elif ctx.allow(f"{follower.label} into {node.label}"):
-            needs_bias = view.bias is not None or found.shift.any()
-            bias = view.bias_values() * found.scale + found.shift if needs_bias else None
             view.rewrite(model, scope, weight, bias)
-            _absorb_output(node, follower)
+            absorb_output(node, follower)
             outputs = set(scope.outputs)
             gone.add(follower)
     scope.remove(gone)
@@ -168,17 +170,6 @@ def _keep_following(view: Linear, found: _Affine) -> str | None:
 
 def _overflows(weight: Array, dtype: np.dtype[Any]) -> bool:
     return dtype.kind == "f" and bool(np.abs(weight).max(initial=0) > float(np.finfo(dtype).max))
-
-
-def _absorb_output(node: Node, follower: Node) -> None:
-    """`node` now computes what `follower` did: it takes over its output."""
-    result = follower.outputs[0]
-    follower.outputs[0] = _placeholder(result)
-    node.outputs[0] = result
-
-
-def _placeholder(like: Any) -> Any:
-    return type(like)(f"{like.name}_fused", dtype=like.dtype, shape=like.shape)
 
 
 # --- affine, then weighted operator ----------------------------------------------------------------------------
@@ -234,94 +225,3 @@ def _keep_preceding(view: Linear, found: _Affine) -> str | None:
 
 def _pads(node: Node) -> bool:
     return any(node.attrs.get("pads", ()))
-
-
-# --- padding, Gemm ---------------------------------------------------------------------------------------------
-
-
-def _fuse_padding(model: Model, scope: Graph, ctx: Context) -> int:
-    """A Pad with zeros at the sides of the picture becomes part of the Conv behind it."""
-    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
-    for node in scope.nodes:
-        pad = producer(node.inputs[0]) if node.kind == "Conv" else None
-        if pad is None or pad not in home or pad.kind != "Pad":
-            continue
-        if pad.outputs[0] in outputs or len(pad.outputs[0].outputs) != 1:
-            continue
-        amounts = _zero_padding(model, pad)
-        if amounts is None or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            continue
-        rank = len(amounts) // 2
-        old = list(node.attrs.get("pads", [0] * (2 * (rank - 2))))
-        if min(amounts) < 0 or any(amounts[i] for i in (0, 1, rank, rank + 1)) or len(old) != 2 * (rank - 2):
-            continue
-        if ctx.allow(f"{pad.label} into {node.label}"):
-            new = amounts[2:rank] + amounts[rank + 2 :]
-            node.attrs["pads"] = [a + b for a, b in zip(old, new, strict=True)]
-            node.attrs.pop("auto_pad", None)
-            node.inputs[0] = pad.inputs[0]
-            gone.add(pad)
-    scope.remove(gone)
-    return len(gone)
-
-
-def _zero_padding(model: Model, pad: Node) -> list[int] | None:
-    """Amounts of a Pad with constant zeros on all axes, begin of each axis and then the ends; None for other kinds."""
-    if pad.attrs.get("mode", "constant") != "constant" or (len(pad.inputs) > 3 and pad.inputs[3].name):
-        return None
-    if len(pad.inputs) == 1:
-        return list(pad.attrs.get("pads", ())) or None if not pad.attrs.get("value", 0.0) else None
-    if len(pad.inputs) > 2 and pad.inputs[2].name:
-        value = model.value(pad.inputs[2])
-        if value is None or value.any():
-            return None
-    amounts = model.value(pad.inputs[1])
-    return None if amounts is None else [int(v) for v in amounts]
-
-
-def _matmul_to_gemm(model: Model, scope: Graph, shapes: Shapes, ctx: Context) -> int:
-    """MatMul of a matrix with a weight, plus one value per column, is one Gemm."""
-    outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
-    for node in scope.nodes:
-        view = linear(model, node) if node.op == "MatMul" and model.opset >= 7 else None
-        if view is None or shapes[node.inputs[0]].rank != 2 or node.outputs[0] in outputs:
-            continue
-        follower = node.outputs[0].outputs[0] if len(node.outputs[0].outputs) == 1 else None
-        if follower is None or follower.kind != "Add" or follower not in home or view.weight.dtype.kind != "f":
-            continue
-        bias = next((t for t in follower.inputs if isinstance(t, Constant)), None)
-        if (
-            bias is None
-            or bias.weight.size != view.outputs
-            or bias.shape[-1:] != (view.outputs,)
-            or len(bias.shape) > 2
-        ):
-            continue
-        if bias.dtype == view.weight.dtype and ctx.allow(f"{follower.label} into {node.label}: Gemm"):
-            if len(bias.shape) == 2:
-                bias = model.constant(scope, bias.name, bias.values.reshape(-1))
-            node.op = "Gemm"
-            node.inputs.append(bias)
-            _absorb_output(node, follower)
-            outputs = set(scope.outputs)
-            gone.add(follower)
-    scope.remove(gone)
-    return len(gone)
-
-
-def _relu_into_clip(model: Model, scope: Graph, ctx: Context) -> int:
-    """Clip behind Relu is Clip alone, from max(0, min) on."""
-    outputs, home, gone = set(scope.outputs), set(scope.nodes), []
-    for node in scope.nodes:
-        relu = producer(node.inputs[0]) if node.kind == "Clip" and model.opset >= 11 else None
-        if relu is None or relu.kind != "Relu" or relu not in home or len(node.inputs) < 2:
-            continue
-        low = model.value(node.inputs[1])
-        if low is None or low.size != 1 or relu.outputs[0] in outputs or len(relu.outputs[0].outputs) != 1:
-            continue
-        if ctx.allow(f"{relu.label} into {node.label}"):
-            node.inputs[1] = model.constant(scope, f"{node.outputs[0].name}_min", np.maximum(low, low.dtype.type(0)))
-            node.inputs[0] = relu.inputs[0]
-            gone.append(relu)
-    scope.remove(gone)
-    return len(gone)

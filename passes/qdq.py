@@ -64,12 +64,30 @@ def quantize_weight(view: Linear, limit: int = 127) -> QuantizedWeight:
     return QuantizedWeight(codes, scales, axis)
 
 
+def room_for_bias(weight: QuantizedWeight, bias: Array, input_scale: float) -> QuantizedWeight:
+    """The weight with coarser scales for channels whose bias b would not fit 32 bits: |b| / (s_x s_w[c]) < 2^31.
+
+    A channel with tiny weights and a large bias would overflow otherwise; its weights hardly matter.
+    """
+    least = np.abs(bias) / (float(np.float32(input_scale)) * 0.99 * _INT32)
+    scales = weight.scales.astype(np.float64)
+    small = scales < least
+    if not small.any():
+        return weight
+    wider = np.where(small, least, scales).astype(np.float32)
+    shape = [1] * weight.codes.ndim
+    shape[weight.axis] = -1
+    codes = np.rint(weight.codes * (scales / wider.astype(np.float64)).reshape(shape)).astype(np.int8)
+    return QuantizedWeight(codes, wider, weight.axis)
+
+
 class _Writer:
     def __init__(self, model: Model, scope: Graph) -> None:
         self.model = model
         self.scope = scope
         self.constants: dict[tuple[str, bytes, tuple[int, ...]], Constant] = {}
         self.weights: dict[tuple[int, int], Any] = {}
+        self.alive: list[QuantizedWeight] = []  # their ids are keys, so none may be freed before the end
 
     def constant(self, wish: str, values: Array) -> Constant:
         """An initializer; equal small ones (scales, zero points) are written once."""
@@ -148,12 +166,15 @@ def _quantize_unit(
 ) -> None:
     node, view = unit.node, unit.view
     assert view is not None
+    bias = biases.get(node)
+    if bias is not None and unit.addend is None:
+        weight = room_for_bias(weight, bias, chosen.scale)
     key = (id(view.weight), id(weight))
     if key not in writer.weights:
         writer.weights[key] = writer.dequantized(view.weight.name, weight.codes, weight.scales, weight.axis)
     node.inputs[1] = writer.weights[key]
+    writer.alive.append(weight)
     node.attrs.pop("alpha", None)
-    bias = biases.get(node)
     if bias is None:
         return
     if unit.addend is not None:

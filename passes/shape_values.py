@@ -15,14 +15,13 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxcomp.graph import Graph, Model, Node
+from onnxcomp.passes.dimensions import Entry, add, divide, equal, extreme, multiply, subtract
 from onnxcomp.shapes import Shapes
 
 __all__ = ["ShapeValues"]
 
-Entry = int | str | None
 Found = tuple[list[Entry], bool] | None
 _MAX_LENGTH = 64
-_MAX_TEXT = 256
 _DTYPES: dict[int, Any] = {TensorProto.INT32: np.int32, TensorProto.INT64: np.int64, TensorProto.BOOL: np.bool_}
 
 
@@ -111,7 +110,7 @@ def _size(values: ShapeValues, node: Node) -> Found:
 def _product(entries: list[Entry]) -> Entry:
     total: Entry = 1
     for entry in entries:
-        total = _multiply(total, entry)
+        total = multiply(total, entry)
     return total
 
 
@@ -253,58 +252,6 @@ def _elementwise(compute: Callable[[Entry, Entry], Entry]) -> Callable[[ShapeVal
     return rule
 
 
-def _term(sign: str, x: Entry, y: Entry) -> Entry:
-    """An expression as text; sums and products with their terms in order."""
-    if x is None or y is None:
-        return None
-    terms = sorted((str(x), str(y))) if sign in "+*" else [str(x), str(y)]
-    text = f"({terms[0]} {sign} {terms[1]})"
-    return text if len(text) <= _MAX_TEXT else None
-
-
-def _add(x: Entry, y: Entry) -> Entry:
-    if isinstance(x, int) and isinstance(y, int):
-        return x + y
-    return y if x == 0 else x if y == 0 else _term("+", x, y)
-
-
-def _subtract(x: Entry, y: Entry) -> Entry:
-    if isinstance(x, int) and isinstance(y, int):
-        return x - y
-    if x is not None and x == y:
-        return 0
-    return x if y == 0 else _term("-", x, y)
-
-
-def _multiply(x: Entry, y: Entry) -> Entry:
-    if isinstance(x, int) and isinstance(y, int):
-        return x * y
-    return y if x == 1 else x if y == 1 else _term("*", x, y)
-
-
-def _divide(x: Entry, y: Entry) -> Entry:
-    """ONNX integer division truncates toward zero."""
-    if isinstance(x, int) and isinstance(y, int):
-        return None if y == 0 else int(abs(x) // abs(y)) * (1 if (x < 0) == (y < 0) else -1)
-    return x if y == 1 else _term("/", x, y)
-
-
-def _equal(x: Entry, y: Entry) -> Entry:
-    """A plain symbol is a dimension and so never negative; an expression may be."""
-    if isinstance(x, int) and isinstance(y, int):
-        return int(x == y)
-    if x is not None and x == y:
-        return 1
-    for symbol, number in ((x, y), (y, x)):
-        if isinstance(symbol, str) and not symbol.startswith("(") and isinstance(number, int) and number < 0:
-            return 0
-    return None
-
-
-def _extreme(best: Callable[[int, int], int]) -> Callable[[Entry, Entry], Entry]:
-    return lambda x, y: best(x, y) if isinstance(x, int) and isinstance(y, int) else x if x == y else None
-
-
 _RULES: dict[str, Callable[[ShapeValues, Node], Found]] = {
     "Shape": _shape,
     "Size": _size,
@@ -320,11 +267,11 @@ _RULES: dict[str, Callable[[ShapeValues, Node], Found]] = {
     "Range": _range,
     "ReduceProd": _reduce_prod,
     "Where": _where,
-    "Equal": _elementwise(_equal),
-    "Add": _elementwise(_add),
-    "Sub": _elementwise(_subtract),
-    "Mul": _elementwise(_multiply),
-    "Div": _elementwise(_divide),
-    "Min": _elementwise(_extreme(min)),
-    "Max": _elementwise(_extreme(max)),
+    "Equal": _elementwise(equal),
+    "Add": _elementwise(add),
+    "Sub": _elementwise(subtract),
+    "Mul": _elementwise(multiply),
+    "Div": _elementwise(divide),
+    "Min": _elementwise(extreme(min)),
+    "Max": _elementwise(extreme(max)),
 }

@@ -83,7 +83,8 @@ text("conv_bn_with_a_variance_near_zero", CONV % BN, w=W, **{**statistics(4), "v
 text("conv_bn_where_one_scale_is_zero", CONV % BN, w=W, **{**statistics(4), "scale": np.float32([0, 1, -1, 2])})
 text(
     "conv_value_is_also_an_output",
-    f"g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] c) {{ c = Conv(x, w) y = {BN} }}", w=W, **statistics(4),
+    f"g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] c) {{ c = Conv(x, w) y = {BN}"
+    f" }}", w=W, **statistics(4),
 )  # fmt: skip
 text(
     "two_convs_share_a_weight",
@@ -146,11 +147,13 @@ text("pad_before_a_conv_that_pads_itself",
 text("pad_with_ones_conv", "g (float[1,3,8,8] x) => (float[1,4,8,8] y) { p = Pad(x, pads, one) y = Conv(p, w) }",
      w=W, pads=[0, 0, 1, 1, 0, 0, 1, 1], one=np.float32(1))  # fmt: skip
 text("arithmetic_broadcasts_to_more_channels",
-     "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { c = Conv(x, w) y = Mul(c, k) }", w=floats(1, 3, 3, 3), k=floats(4, 1, 1))  # fmt: skip
+     "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { c = Conv(x, w) y = Mul(c, k)"
+     " }", w=floats(1, 3, 3, 3), k=floats(4, 1, 1))  # fmt: skip
 text("arithmetic_broadcasts_along_the_width",
      "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { c = Conv(x, w) y = Add(c, k) }", w=W, k=floats(6))  # fmt: skip
 text("arithmetic_adds_an_axis",
-     "g (float[1,3,8,8] x) => (float[2,1,4,6,6] y) { c = Conv(x, w) y = Add(c, k) }", w=W, k=floats(2, 1, 4, 1, 1))  # fmt: skip
+     "g (float[1,3,8,8] x) => (float[2,1,4,6,6] y) { c = Conv(x, w) y = Add(c, k)"
+     " }", w=W, k=floats(2, 1, 4, 1, 1))  # fmt: skip
 text(
     "division_by_a_conv",
     "g (float[1,3,8,8] x) => (float[1,4,6,6] y) { c = Conv(x, w) y = Div(k, c) }",
@@ -456,7 +459,8 @@ def overridable_weight() -> onnx.ModelProto:
 @case
 def overridable_constants_are_not_folded() -> onnx.ModelProto:
     proto = parse(
-        "g (float[N] x) => (float[N] y) { c = Add(a, b) d = Mul(x, a) y = Mul(d, c) }", a=np.float32(1), b=np.float32(2)
+        "g (float[N] x) => (float[N] y) { c = Add(a, b) d = Mul(x, a) y = Mul(d, c)"
+        " }", a=np.float32(1), b=np.float32(2)
     )
     proto.graph.input.append(helper.make_tensor_value_info("a", TensorProto.FLOAT, []))
     return proto

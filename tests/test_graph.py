@@ -54,7 +54,9 @@ def test_a_value_with_4_000_readers_is_redirected_in_a_tenth_of_a_second(seed):
     nodes = [helper.make_node("Relu", ["a"], [f"o{i}"]) for i in range(4000)]
     order = np.arange(4000) if seed is None else np.random.default_rng(seed).permutation(4000)
     values = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("x", "o0")]
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["a"]), *(nodes[i] for i in order)], "g", values[:1], values[1:])
+    graph = helper.make_graph(
+        [helper.make_node("Neg", ["x"], ["a"]), *(nodes[i] for i in order)], "g", values[:1], values[1:]
+    )
     model = from_proto(helper.make_model(graph))
     begin = time.process_time()
 

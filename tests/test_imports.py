@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import pytest
@@ -26,23 +26,27 @@ ABOVE = {
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
-def imports(module: str, *, anywhere: bool = True) -> Iterator[str]:
-    """Absolute names of the modules that `module` imports; `anywhere` includes imports inside functions."""
+@functools.cache
+def imports(module: str, *, at_start: bool = False) -> frozenset[str]:
+    """Absolute names of the modules that `module` imports; `at_start`: only those that come with its own import."""
     tree = TREES[module]
-    lazy = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
+    late = {id(n) for f in ast.walk(tree) if _is_late(f) for n in ast.walk(f)} if at_start else set()
+    found: set[str] = set()
     for node in ast.walk(tree):
-        if not anywhere and (id(node) in lazy or _only_for_types(tree, node)):
+        if id(node) in late:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-            yield from (name if name in FILES else node.module for name in names)
+            found.update(name if name in FILES else node.module for name in names)
+    return frozenset(found)
 
 
-def _only_for_types(tree: ast.Module, node: ast.AST) -> bool:
-    guards = [n for n in tree.body if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)]
-    return any(node is inner for guard in guards for inner in ast.walk(guard))
+def _is_late(node: ast.AST) -> bool:
+    """Functions, and what is there for type checkers only."""
+    guard = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+    return guard or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
 
 
 def _is_cli(module: str) -> bool:
@@ -108,7 +112,7 @@ def _passes(module: str) -> list[str]:
 
 
 def test_modules_do_not_import_each_other_in_a_circle():
-    edges = {m: {i for i in imports(m, anywhere=False) if i in FILES and i != m} for m in FILES}
+    edges = {m: {i for i in imports(m, at_start=True) if i in FILES and i != m} for m in FILES}
     while free := [m for m, needs in edges.items() if not needs & edges.keys()]:
         for module in free:
             del edges[module]

@@ -280,3 +280,17 @@ def test_a_processor_without_int8_dot_products_gets_seven_bits(monkeypatch: pyte
 
     codes = [i.values for i in result.graph.initializers if i.weight.data_type == onnx.TensorProto.INT8]
     assert max(int(np.abs(c.astype(int)).max()) for c in codes) == 64
+
+
+def test_a_bias_too_large_for_its_scale_does_not_overflow() -> None:
+    model = residual()
+    weight = np.array(model.graph.initializers[0].values)
+    weight[3] *= 1e-9
+    model.graph.initializers[0].values = weight
+    bias = np.array(model.graph.initializers[1].values)
+    bias[3] = 2.0
+    model.graph.initializers[1].values = bias
+
+    result, _, _ = quantized(model, IMAGES, "quantize:islands=false")
+
+    assert sqnr(model, result, IMAGES) > 25

@@ -1,0 +1,110 @@
+"""Where removed channels are missed: the weighted operators that add channels up, with moments of their inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.runner import observe
+from onnxcomp.graph import Graph, Model, Node
+from onnxcomp.linear import Linear, linear
+from onnxcomp.passes.dims import Coupling
+from onnxcomp.passes.rounding import as_rows
+
+__all__ = ["Site", "collect_grams", "sites"]
+
+Array = npt.NDArray[Any]
+_MAX_LENGTH = 2560  # beyond it a Gram matrix costs more time than it is worth
+_ROWS_PER_ENTRY = 12
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weighted node of the main graph, in y = W x + b form with x the patch under one output position."""
+
+    view: Linear
+    number: int  # position among the nodes of the graph
+
+    @property
+    def node(self) -> Node:
+        return self.view.node
+
+    @property
+    def length(self) -> int:
+        """K: entries of x per group."""
+        shape = self.view.weight.shape
+        return int(np.prod(shape[1:])) if self.view.op == "Conv" else self.view.inputs
+
+    @property
+    def input_axis(self) -> int:
+        """The axis of the weight that the sum runs over."""
+        return 1 if self.view.op == "Conv" or self.view.transposed else 0
+
+    @property
+    def channel_axis(self) -> int:
+        """Axis of the output channels in the output, from the front for Conv, else the last."""
+        return 1 if self.view.op == "Conv" else -1
+
+    @property
+    def takes_bias(self) -> bool:
+        return self.view.op != "MatMul"
+
+    def matrix(self) -> Array:
+        """The weight, float64 [groups, K, outputs per group]."""
+        rows = as_rows(self.view, self.view.weight.values.astype(np.float64) * self.view.alpha)
+        return np.ascontiguousarray(rows.transpose(0, 2, 1))
+
+    def rows_of(self, coupling: Coupling, units: Sequence[int]) -> list[Array]:
+        """For each unit the rows of `matrix` (of one group) that belong to it."""
+        label = coupling.label(self.view.weight, self.input_axis)
+        taps = self.length // len(label)
+        index = np.arange(len(label))[:, None] * taps + np.arange(taps)
+        order = np.argsort(label, kind="stable")
+        bounds = np.searchsorted(label[order], np.asarray(units))
+        ends = np.searchsorted(label[order], np.asarray(units), side="right")
+        return [index[np.sort(order[a:b])].reshape(-1) for a, b in zip(bounds, ends, strict=True)]
+
+
+def sites(model: Model, scope: Graph | None = None) -> list[Site]:
+    """All sites of the main graph, in order: Conv, Gemm and MatMul with a constant weight."""
+    graph = model.graph if scope is None else scope
+    views = ((linear(model, node), number) for number, node in enumerate(graph.nodes))
+    return [Site(view, number) for view, number in views if view is not None and view.op != "ConvTranspose"]
+
+
+def collect_grams(
+    model: Model,
+    chosen: Sequence[Site],
+    data: Dataset,
+    *,
+    threads: int,
+    memory: int,
+    seed: int,
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[Node, Gram]:
+    """Second moments of the inputs of sites, by node, as far as the memory budget goes (narrow ones first)."""
+    found: dict[Node, Gram] = {}
+    by_input: dict[str, list[Site]] = {}
+    left = memory
+    for site in sorted(chosen, key=lambda s: s.length):
+        cost = 8 * site.view.groups * site.length**2
+        if site.length <= _MAX_LENGTH and cost <= left:
+            left -= cost
+            by_input.setdefault(site.node.inputs[0].name, []).append(site)
+    batches = max(1, -(-(data.length or 64) // 16))
+    rng = np.random.default_rng(seed)
+
+    def take(name: str, value: Array) -> None:
+        for site in by_input[name]:
+            rows = patches(site.view, value, max(64, _ROWS_PER_ENTRY * site.length // batches), rng)
+            found.setdefault(site.node, Gram.empty(site.view.groups, site.length)).add(rows)
+
+    if by_input:
+        observe(model, data, list(by_input), take, threads=threads, memory=memory, progress=progress)
+    return found
