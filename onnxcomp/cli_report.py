@@ -72,8 +72,10 @@ def _account(record: PassRecord, *, verbose: bool) -> list[str]:
 def _comparison(report: Report) -> Table:
     before, after = report.original, report.optimized
     shown = table("", ">original", ">optimized", "")
-    smaller = before["file_bytes"] / max(after["file_bytes"], 1)
-    shown.add_row("file", size(before["file_bytes"]), size(after["file_bytes"]), f"{ratio(smaller)} smaller")
+    a_bytes, b_bytes = before["file_bytes"], after["file_bytes"]
+    change = f"{ratio(a_bytes / b_bytes)} smaller" if b_bytes < a_bytes else ""
+    change = f"{ratio(b_bytes / a_bytes)} larger" if b_bytes > a_bytes else change
+    shown.add_row("file", size(a_bytes), size(b_bytes), change)
     for label, key in (("parameters", "parameters"), ("non-zero", "nonzero_parameters"), ("MACs", "macs")):
         shown.add_row(label, count(before[key]), count(after[key]), "")
     shown.add_row("nodes", count(before["nodes"]), count(after["nodes"]), "")
@@ -92,7 +94,7 @@ def _comparison(report: Report) -> Table:
 
 def _quality_rows(found: Verification) -> list[tuple[str, str, str, str]]:
     """The quality that decided, then agreement and SQNR of the worst output where these are not it."""
-    rows = [] if found.quality is None else [_quality_row(found.quality)]
+    rows = [] if found.quality is None else [_quality_row(found.quality, found)]
     kind = found.quality.kind if found.quality is not None else ""
     decided = {
         name: s.classes for name, s in found.outputs.items() if s.classes is not None and s.classes.rows
@@ -108,7 +110,8 @@ def _quality_rows(found: Verification) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _quality_row(quality: Quality) -> tuple[str, str, str, str]:
+def _quality_row(quality: Quality, found: Verification) -> tuple[str, str, str, str]:
+    """Name, value of the original, value of the candidate, drop in words."""
     if quality.kind in ("accuracy", "agreement"):
         before, after = percent(quality.original), percent(quality.optimized)
         sure = f" (95 %: {interval(quality.ci, 100)})" if quality.ci is not None else ""
@@ -120,6 +123,8 @@ def _quality_row(quality: Quality) -> tuple[str, str, str, str]:
             number(quality.optimized, 4),
             f"drop {number(quality.drop)}",
         )
+    if quality.output in found.outputs and found.outputs[quality.output].role in ("predictions", "discrete"):
+        return "changes", "", "", f"{percent(quality.drop, 3)} of the elements"
     share = f"{percent(quality.drop, 3)} of the signal's power"
     return "noise", "", "", share if quality.drop < 1 else f"{number(quality.drop)} times the signal's power"
 
@@ -142,7 +147,7 @@ def show_verification(console: Console, found: Verification) -> None:
         console.print(_outputs(found))
         say(console)
     if found.quality is not None:
-        name, before, after, text = _quality_row(found.quality)
+        name, before, after, text = _quality_row(found.quality, found)
         change = " -> ".join(v for v in (before, after) if v not in ("", "-"))
         where = f" of output {plain(found.quality.output)}" if found.quality.output else ""
         say(console, f"{name}{where}: {', '.join(v for v in (change, text) if v)}")

@@ -24,6 +24,7 @@ BUILTIN = {
     "cleanup": "onnxcomp.passes.cleanup:Cleanup",
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
     "fuse": "onnxcomp.passes.fuse:Fuse",
+    "equalize": "onnxcomp.passes.equalize:Equalize",
     "quantize": "onnxcomp.passes.quantize:Quantize",
 }
 

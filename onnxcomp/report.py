@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,8 @@ class Report:
         save_text(text + "\n", path, overwrite=overwrite)
 
     def to_json(self) -> dict[str, Any]:
-        """The published JSON object (schema_version 1)."""
-        return {
+        """The published JSON object (schema_version 1). Numbers that are not finite are None."""
+        data = {
             "schema_version": SCHEMA_VERSION,
             "original": self.original,
             "optimized": self.optimized,
@@ -67,3 +68,15 @@ class Report:
             "unmet": list(self.unmet),
             "seconds": self.seconds,
         }
+        return {key: _plain(value) for key, value in data.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Passes report what they like; JSON has neither numpy's numbers nor infinity."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

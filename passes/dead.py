@@ -1,4 +1,4 @@
-"""What no output depends on: nodes, initializers, outputs of If, and functions that nobody calls."""
+"""What no output depends on: nodes, initializers, outputs of If, Loop and Scan, and functions that nobody calls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["remove_dead"]
 
 def remove_dead(model: Model, ctx: Context) -> int:
     """Remove what no output depends on, in all scopes. Returns how many things there were."""
-    removed = _drop_branch_outputs(model, ctx)
+    removed = _drop_outputs(model, ctx)
     for scope in reversed(list(model.scopes())):
         live = _live(scope)
         # Readers go before what they read, so that the graph is whole after each step.
@@ -57,27 +57,35 @@ def _pinned(model: Model) -> set[str]:
     return names
 
 
-def _drop_branch_outputs(model: Model, ctx: Context) -> int:
-    """An output of an If that nobody reads goes, in both branches."""
+def _drop_outputs(model: Model, ctx: Context) -> int:
+    """An output of an If, and one that a Loop or Scan collects, goes with what computes it if nobody reads it."""
     outputs = model.outputs()
     dropped = 0
-    for node in [n for n in model.nodes() if n.kind == "If"]:
-        branches = node.bodies()
-        unused = [i for i, o in enumerate(node.outputs) if not o.outputs and o not in outputs]
-        if len(unused) == len(node.outputs) or any(len(b.outputs) != len(node.outputs) for b in branches):
+    for node in [n for n in model.nodes() if n.kind in ("If", "Loop", "Scan")]:
+        bodies = node.bodies()
+        shift, carried = _carried(node)
+        unused = [i for i, o in enumerate(node.outputs) if i >= carried and not o.outputs and o not in outputs]
+        if len(unused) == len(node.outputs) or any(len(b.outputs) != len(node.outputs) + shift for b in bodies):
             continue
         for place in reversed(unused):
             if ctx.allow(f"output {place} of {node.label} is not used"):
-                _delete(node, branches, place)
+                kept: list[Any] = [o for i, o in enumerate(node.outputs) if i != place]
+                node.outputs = kept
+                for body in bodies:
+                    del body.outputs[place + shift]
                 dropped += 1
     return dropped
 
 
-def _delete(node: Node, branches: list[Graph], place: int) -> None:
-    kept: list[Any] = [o for i, o in enumerate(node.outputs) if i != place]
-    node.outputs = kept
-    for branch in branches:
-        del branch.outputs[place]
+def _carried(node: Node) -> tuple[int, int]:
+    """How many outputs a body has in front of the node's, and how many of the node's are needed for the next step."""
+    if node.op == "If":
+        return 0, 0
+    if node.op == "Loop":
+        return 1, len(node.inputs) - 2
+    # The axes and directions of a Scan's outputs are listed in attributes: such a node stays as it is.
+    listed = "scan_output_axes" in node.attrs or "scan_output_directions" in node.attrs
+    return 0, len(node.outputs) if listed else len(node.inputs) - int(node.attrs.get("num_scan_inputs", 0))
 
 
 def _remove_functions(model: Model, ctx: Context) -> int:

@@ -1,7 +1,7 @@
 """Arithmetic on dimensions that are numbers, symbols, or unknown.
 
-An entry is an int, or a str (a symbolic dimension, or an expression of such in brackets: equal texts are equal numbers),
-or None (unknown).
+An entry is an int, or a str (a symbolic dimension, or an expression of such in brackets; equal texts are equal
+numbers), or None (unknown).
 """
 
 from __future__ import annotations

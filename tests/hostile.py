@@ -403,6 +403,12 @@ text("scan_with_a_capture", """g (float[3,4] x, float[4] s) => (float[4] y, floa
         Scan <num_scan_inputs=1,
      body = b (float[4] a, float[4] i) => (float[4] a2, float[4] o) { t = Add(a, i) a2 = Mul(t, k) o = Identity(a2)
         }> (s, x) }""", w=floats(4))  # fmt: skip
+text("unused_output_of_a_loop", """g (float[4] x, int64 n, bool go) => (float[4] y) { y, z, v = Loop (n, go, x)
+     <body = b (int64 i, bool c, float[4] s) => (bool c2, float[4] s2, float[4] o, float[4] p) { c2 = Identity(c)
+     s2 = Neg(s) o = Exp(s) p = Log(s) }> }""")  # fmt: skip
+text("unused_output_of_a_scan", """g (float[3,4] x, float[4] s) => (float[4] y, float[3,4] v) {
+     y, z, v = Scan <num_scan_inputs=1, body = b (float[4] a, float[4] i) => (float[4] a2, float[4] o, float[4] p)
+     { a2 = Add(a, i) o = Exp(i) p = Neg(i) }> (s, x) }""")  # fmt: skip
 text("random_in_a_branch", """g (float[4] x, bool flag) => (float[4] y) { r = RandomNormal<shape=[4]>() y = If (flag)
      <then_branch = t () => (float[4] a) { s = RandomNormal<shape=[4]>() a = Add(x, s) }, else_branch = e () =>
         (float[4] b) { b = Add(x, r) }> }""")  # fmt: skip

@@ -286,6 +286,23 @@ def test_verify_passes_equal_models(cli, workshop):
     assert "verdict: within budget, 40 samples of data.npz" in ran.out
 
 
+def test_a_changed_integer_output_is_told_in_elements(cli, workshop):
+    for name, constant in (("a.onnx", 1), ("b.onnx", 2)):
+        text = f"""<ir_version: 8, opset_import: ["" : 17]>
+            g (float[batch, 4] x) => (int64[batch, 4] y) <float one = {{{constant}.0}}> {{
+                scaled = Mul (x, one)
+                y = Cast <to = 7> (scaled)
+            }}"""
+        onnx.save(onnx.parser.parse_model(text), workshop / name)
+    np.savez("x.npz", x=np.ones((10, 4), np.float32))
+
+    ran = cli("verify", "a.onnx", "b.onnx", "--data", "x.npz", "-q")
+
+    assert ran.code == 4
+    assert "changes of output y: 100.000 % of the elements" in ran.out
+    assert "40 differ" in ran.out
+
+
 def _other_model(folder: Path) -> None:
     model = onnx.load(folder / "model.onnx")
     weight = next(t for t in model.graph.initializer if t.name == "weight")

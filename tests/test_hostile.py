@@ -91,6 +91,8 @@ def test_each_prefix_of_the_rewrites_leaves_a_whole_model(name):
         ("recurrent_state_of_zeros", "LSTM"),
         ("branch_repeats_outer_work", "Add Add If Neg Relu"),
         ("unused_output_of_an_if", "Abs If Neg"),
+        ("unused_output_of_a_loop", "Identity Loop Neg"),
+        ("unused_output_of_a_scan", "Add Neg Scan"),
         ("function_is_called_twice", "Add F"),
         ("function_draws_random_numbers", "Add F F Sub"),
     ],

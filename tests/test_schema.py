@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import onnx
 import pytest
 
@@ -57,6 +60,19 @@ def test_a_report_of_a_model_in_memory_is_valid(validator, workshop):
 
     validator.validate(json.loads(json.dumps(made.to_json())))
     assert made.to_json()["original"]["path"] is None
+
+
+def test_numbers_that_json_lacks_become_null(validator, workshop):
+    made = onnxcomp.optimize("model.onnx", "out.onnx", bench_seconds=0)
+    first = replace(made.passes[0], drop=math.inf, details={"sqnr": np.float32(np.nan), "nodes": np.int64(3)})
+
+    odd = replace(made, passes=(first,))
+
+    odd.save_json("odd.json")
+    found = json.loads((workshop / "odd.json").read_text())
+    validator.validate(found)
+    assert found["passes"][0]["drop"] is None
+    assert found["passes"][0]["details"] == {"sqnr": None, "nodes": 3}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""How many units each group loses: widths on a grid, and a greedy allocation of error to gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from onnxcomp.passes.dim_costs import Costs
+from onnxcomp.passes.dims import Group
+from onnxcomp.passes.importance import Curve
+
+__all__ = ["Budget", "allocate", "levels", "uniform"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of `kind` (multiplications or parameters) that may stay."""
+
+    kind: str
+    share: float
+
+    def cost(self, costs: Costs, removed: Sequence[int]) -> float:
+        return costs.macs(removed) if self.kind == "macs" else costs.params(removed)
+
+
+def channels_per_unit(group: Group) -> int:
+    """Slices of the narrowest axis that one unit lies in: 1 for a channel, the size of a head for a head."""
+    return min(group.axes.values())
+
+
+def levels(group: Group, grid: int, least: int) -> list[int]:
+    """Numbers of units that may go, ascending from 0: what stays is a multiple of `grid` channels, at least `least`."""
+    size = channels_per_unit(group)
+    step = grid // math.gcd(grid, size)
+    lowest = max(1, -(-least // size))
+    kept = [k for k in range(group.width - 1, lowest - 1, -1) if k % step == 0]
+    return [0, *(group.width - k for k in kept)]
+
+
+def uniform(curves: Sequence[Curve], ratio: float, grid: int, least: int) -> list[int]:
+    """The same share of every group, as near as the grid allows without taking more."""
+    return [
+        max((n for n in levels(c.group, grid, least) if n <= ratio * c.group.width + 1e-9), default=0) for c in curves
+    ]
+
+
+def allocate(
+    curves: Sequence[Curve],
+    costs: Costs,
+    budget: Budget,
+    *,
+    grid: int,
+    least: int,
+    allowed: Callable[[int, int], bool] = lambda g, n: True,
+) -> list[int]:
+    """Units to remove per curve so that at most `budget.share` of the cost stays, or as near as the grid allows.
+
+    Greedy: the step with the least added error per saved cost, over all wider steps of each group at once (which
+    follows the lower convex hull of its curve); at last steps that are not needed are taken back, costliest first.
+    """
+    removed = [0] * len(curves)
+    ladder = [levels(c.group, grid, least) for c in curves]
+    whole = budget.cost(costs, removed)
+    target = budget.share * whole
+    now = whole
+    history: list[tuple[int, int]] = []
+    while now > target:
+        best: tuple[float, int, int] | None = None
+        for g, curve in enumerate(curves):
+            for n in ladder[g]:
+                if n <= removed[g] or not allowed(g, n):
+                    continue
+                gain = costs.gain(budget.kind, removed, g, n - removed[g])
+                price = float(curve.errors[n] - curve.errors[removed[g]]) / max(gain, 1e-9)
+                if gain > 0 and (best is None or price < best[0]):
+                    best = (price, g, n)
+        if best is None:
+            break
+        _, g, n = best
+        history.append((g, removed[g]))
+        removed[g] = n
+        now = budget.cost(costs, removed)
+    return _taken_back(curves, costs, budget, ladder, removed, target)
+
+
+def _taken_back(
+    curves: Sequence[Curve], costs: Costs, budget: Budget, ladder: list[list[int]], removed: list[int], target: float
+) -> list[int]:
+    while True:
+        best: tuple[float, int, int] | None = None
+        for g, curve in enumerate(curves):
+            for n in (n for n in ladder[g] if n < removed[g]):
+                trial = [*removed[:g], n, *removed[g + 1 :]]
+                saved = float(curve.errors[removed[g]] - curve.errors[n])
+                if budget.cost(costs, trial) <= target and (best is None or saved > best[0]):
+                    best = (saved, g, n)
+        if best is None:
+            return removed
+        removed[best[1]] = best[2]

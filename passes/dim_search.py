@@ -1,0 +1,258 @@
+"""From coupled dimensions to a pruned model: curves, plan, surgery, proof, repair, and the account of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.calibration.split import hold_out, limited
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context
+from onnxcomp.passes.dim_costs import Costs
+from onnxcomp.passes.dim_grid import measured_grid
+from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
+from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dim_sites import collect_grams, sites
+from onnxcomp.passes.dims import Coupling
+from onnxcomp.passes.importance import Curve, Method, curves
+from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.repair import Repaired, compensate, resolve
+from onnxcomp.passes.surgery import Cut, remove
+
+if TYPE_CHECKING:
+    from onnxcomp.passes.prune_channels import PruneChannels
+
+__all__ = ["Search"]
+
+Array = npt.NDArray[Any]
+_PROVEN = 1e-3  # largest difference, relative to the largest output value, that rounding may explain
+_JUDGED = 128  # samples that candidates are judged on
+_PROBES = (0.3, 0.6)  # shares of a group that go when it is measured alone
+_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # multiplications that stay, tried in turn for a drop
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    cut: Cut
+    removed: Sequence[int]
+    proof: float | None
+    repaired: Repaired
+    before: tuple[float, float] | None = None
+    after: tuple[float, float] | None = None
+
+
+class Search:
+    """One run of the pass on a coupled model."""
+
+    def __init__(self, coupling: Coupling, options: PruneChannels, ctx: Context) -> None:
+        self.coupling = coupling
+        self.options = options
+        self.ctx = ctx
+        self.grid = options.grid or measured_grid()
+        self.sites = sites(coupling.model)
+        self.groups = [g for g in coupling.groups if options.normalized or not g.averaged]
+        for group in coupling.groups:
+            if group.averaged and not options.normalized:
+                ctx.refuse(group.name, "a normalization averages over it; normalized=true prunes it all the same")
+        self.fit, self.held = (None, None) if ctx.data is None else hold_out(ctx.data)
+
+    def run(self, model: Model) -> dict[str, Any]:
+        found = self._curves()
+        if self.options.dry_run:
+            removed = self._planned(found, self._shares()[-1])
+            return self._account(found, removed, None)
+        best: _Candidate | None = None
+        for share in self._shares():
+            removed = self._planned(found, share)
+            if not any(removed) or (best is not None and list(best.removed) == removed):
+                continue
+            candidate = self._built(found, removed)
+            if self._searching and candidate.after is not None and candidate.after[1] > self._drop:
+                break
+            best = candidate
+        if best is None or not self.ctx.allow(f"{sum(best.removed)} units of {len(self.groups)} groups"):
+            return {**self._account(found, [0] * len(found), None), "reason": "no removal fits the budget and the grid"}
+        model.become(best.cut.model)
+        return self._account(found, best.removed, best)
+
+    # --- plan ---
+
+    @property
+    def _searching(self) -> bool:
+        return self.options.ratio is None and self.options.macs is None and self.options.params is None
+
+    @property
+    def _drop(self) -> float:
+        return self.ctx.max_drop if self.options.drop is None else self.options.drop
+
+    def _shares(self) -> Sequence[float]:
+        given = [v for v in (self.options.macs, self.options.params, self.options.ratio) if v is not None]
+        return given or _SHARES
+
+    def _planned(self, found: Sequence[Curve], share: float) -> list[int]:
+        grid, least = self.grid, self.options.min_width
+        if self.options.ratio is not None:
+            removed = uniform(found, share, grid, least)
+        else:
+            budget = Budget("params" if self.options.params is not None else "macs", share)
+            removed = allocate(found, self.costs, budget, grid=grid, least=least)
+        return self._without_empty(found, removed)
+
+    def _without_empty(self, found: Sequence[Curve], removed: list[int]) -> list[int]:
+        """No axis of any tensor may lose all of its slices: groups that would do it lose less."""
+        removed = list(removed)
+        while empty := set(self.coupling.emptied(self.coupling.mask(_units(found, removed)))):
+            for g, curve in enumerate(found):
+                if empty & set(curve.order[: removed[g]]):
+                    less = [n for n in levels(curve.group, self.grid, self.options.min_width) if n < removed[g]]
+                    removed[g] = max(less, default=0)
+        return removed
+
+    @cached_property
+    def costs(self) -> Costs:
+        return Costs(self.coupling, self.groups)
+
+    # --- curves ---
+
+    @cached_property
+    def grams(self) -> Mapping[Any, Any]:
+        if self.fit is None or self.options.importance in ("l1", "l2", "bn") and not self.options.repair:
+            return {}
+        self.ctx.progress(0.0, "calibrating")
+        return collect_grams(
+            self.coupling.model,
+            self.sites,
+            self.fit,
+            threads=self.ctx.threads,
+            memory=self.ctx.memory,
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
+        )
+
+    def _curves(self) -> list[Curve]:
+        method: Method = "l2" if self.fit is None else "obs"
+        if self.options.importance != "auto":
+            method = self.options.importance
+        found = curves(self.coupling, self.groups, method, self.sites, self.grams)
+        if self.judge is None or not self.options.sensitivity or self.options.ratio is not None:
+            return found
+        scaled = []
+        for number, curve in enumerate(found):
+            self.ctx.progress(number / len(found), f"sensitivity of {curve.group.name}")
+            scaled.append(self._measured(curve))
+        return scaled
+
+    def _measured(self, curve: Curve) -> Curve:
+        """The curve scaled, at two widths and in between, to the noise that the removal alone puts on the outputs."""
+        choices = levels(curve.group, self.grid, self.options.min_width)[1:]
+        if not choices or self.judge is None:
+            return curve
+        counts = sorted({min(choices, key=lambda n: abs(n - share * curve.group.width)) for share in _PROBES})
+        factors = []
+        for count in counts:
+            cut = remove(self.coupling, curve.order[:count])
+            compensate(cut, self.sites, self.grams)
+            noise = 10 ** (-self.judge.score(cut.model)[0] / 10)
+            factors.append(min(noise, 1e6) / max(float(curve.errors[count]), 1e-12))
+        scale = np.interp(np.arange(curve.group.width + 1), counts, factors)
+        return replace(curve, errors=np.maximum.accumulate(curve.errors * scale))
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        if self.held is None or self.held.length == 0:
+            return None
+        return Judge(self.coupling.model, self.held, samples=_JUDGED, threads=self.ctx.threads)
+
+    # --- candidates ---
+
+    def _built(self, found: Sequence[Curve], removed: Sequence[int]) -> _Candidate:
+        units = _units(found, removed)
+        cut = remove(self.coupling, units)
+        candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
+        if self.fit is None:
+            return candidate
+        before = self.judge.score(cut.model) if self.judge is not None else None
+        if self.options.repair:
+            compensate(cut, self.sites, self.grams)
+            repaired = resolve(
+                cut,
+                limited(self.fit, None),
+                samples=None,
+                threads=self.ctx.threads,
+                seed=self.ctx.seed,
+                memory=self.ctx.memory,
+                progress=self.ctx.progress,
+            )
+            candidate = replace(candidate, repaired=repaired)
+        after = self.judge.score(cut.model) if self.judge is not None else None
+        return replace(candidate, before=before, after=after)
+
+    def _proof(self, units: Sequence[int], cut: Cut) -> float | None:
+        """The error of the removal against the masked original; None where normalized groups change statistics."""
+        gone = set(units)
+        if any(g.averaged and gone & set(g.units) for g in self.groups):
+            return None
+        feeds = [f for f in (self.coupling.probe.feeds, self.coupling.probe.larger) if f is not None]
+        error = removal_error(self.coupling, units, cut.model, feeds)
+        if error > _PROVEN:
+            from onnxcomp.errors import VerificationError
+
+            raise VerificationError(
+                f"pass 'prune-channels': the pruned model differs from the original without the removed slices by "
+                f"{error:.1e} of the largest output value, expected less than {_PROVEN}; a coupling rule is wrong"
+            )
+        return error
+
+    # --- account ---
+
+    def _account(self, found: Sequence[Curve], removed: Sequence[int], best: _Candidate | None) -> dict[str, Any]:
+        costs, none = self.costs, [0] * len(found)
+        plan = []
+        for g, (curve, count) in enumerate(zip(found, removed, strict=True)):
+            plan.append(
+                {
+                    "group": curve.group.name,
+                    "tensors": [{"name": t.name, "axis": k} for t, k in curve.group.axes],
+                    "width": curve.group.width,
+                    "kept": curve.group.width - count,
+                    "predicted_error": float(curve.errors[count]),
+                    "macs_saved": round(costs.gain("macs", none, g, count)),
+                    "importance": curve.method,
+                }
+            )
+        details: dict[str, Any] = {
+            "plan": plan,
+            "grid": self.grid,
+            "macs": round(costs.macs(removed) / max(costs.macs(none), 1e-30), 4),
+            "params": round(costs.params(removed) / max(costs.params(none), 1e-30), 4),
+            "reachable": round(self.coupling.reachable(), 4),
+        }
+        if best is None:
+            return details
+        details["zero_slice_error"] = best.proof
+        details["prune_map"] = _prune_map(best.cut)
+        if best.before is not None and best.after is not None:
+            details["before_repair"] = {"sqnr_db": round(best.before[0], 2), "drop": best.before[1]}
+            details["after_repair"] = {"sqnr_db": round(best.after[0], 2), "drop": best.after[1]}
+        details["operator_errors"] = {k: [round(v, 6) for v in pair] for k, pair in best.repaired.errors.items()}
+        return details
+
+
+def _units(found: Sequence[Curve], removed: Sequence[int]) -> list[int]:
+    return [unit for curve, count in zip(found, removed, strict=True) for unit in curve.order[:count]]
+
+
+def _prune_map(cut: Cut) -> list[dict[str, Any]]:
+    """Kept original indices of every constant axis that lost some."""
+    from onnxcomp.graph import Constant
+
+    found = []
+    for tensor in cut.coupling.offsets:
+        if isinstance(tensor, Constant):
+            found.extend({"tensor": tensor.name, "axis": k, "kept": cut.keep(tensor, k).tolist()} for k in cut.axes(tensor))
+    return found

@@ -1,0 +1,135 @@
+"""Equalization: the function stays, the ranges of channels come closer, and what must not be scaled is not."""
+
+import numpy as np
+import onnx
+
+from onnxcomp.calibration.data import open_data
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context, run_pass
+from onnxcomp.passes.equalize import Equalize
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import from_proto
+
+
+def parse(text: str, **weights: np.ndarray) -> Model:
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    return from_proto(proto)
+
+
+def uneven(*shape: int, seed: int = 0) -> np.ndarray:
+    """A weight whose output channels differ by up to a factor of 100."""
+    rng = np.random.default_rng(seed)
+    factor = 10.0 ** rng.uniform(-1, 1, shape[0]).reshape(-1, *(1,) * (len(shape) - 1))
+    return (rng.standard_normal(shape) * 0.3 * factor).astype(np.float32)
+
+
+X = np.random.default_rng(1).standard_normal((24, 3, 8, 8)).astype(np.float32)
+
+
+def equalized(model: Model, **options: float) -> tuple[Model, int]:
+    copy = model.copy()
+    record = run_pass(Equalize(**options), copy, Context(data=open_data({"x": X}, open_session(model).inputs)))
+    return copy, record.details["groups"]
+
+
+def same(a: Model, b: Model) -> bool:
+    x, y = (open_session(m).run({"x": X})[0] for m in (a, b))
+    return bool(np.allclose(x, y, rtol=1e-4, atol=1e-4 * np.abs(x).max()))
+
+
+def test_a_chain_with_a_depthwise_convolution_keeps_its_function() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1, b1)
+          ar = Relu (a)
+          d = Conv <group = 6, pads = [1, 1, 1, 1]> (ar, w2, b2)
+          dr = Relu (d)
+          y = Conv (dr, w3, b3)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(6, 1, 3, 3), b2=uneven(6), w3=uneven(4, 6, 1, 1), b3=uneven(4),
+    )  # fmt: skip
+
+    result, groups = equalized(model)
+
+    assert groups == 1
+    assert same(model, result)
+
+
+def test_two_groups_that_share_a_node_are_both_scaled() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1, b1)
+          ar = Relu (a)
+          b = Conv <pads = [1, 1, 1, 1]> (ar, w2, b2)
+          br = Relu (b)
+          y = Conv (br, w3)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(5, 6, 3, 3), b2=uneven(5), w3=uneven(4, 5, 1, 1),
+    )  # fmt: skip
+
+    result, groups = equalized(model)
+
+    assert groups == 2
+    assert same(model, result)
+
+
+def test_channels_come_closer_in_range() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1)
+          y = Conv (a, w2)
+        }""",
+        w1=uneven(6, 3, 1, 1), w2=uneven(4, 6, 1, 1),
+    )  # fmt: skip
+
+    result, _ = equalized(model, strength=1.0)
+
+    def spread(m: Model) -> float:
+        from onnxcomp.calibration.runner import expose
+
+        peaks = np.abs(expose(m, ["a"]).run({"x": X}, ["a"])[0]).max(axis=(0, 2, 3))
+        return float(peaks.max() / peaks.min())
+
+    assert spread(result) < 0.25 * spread(model)
+
+
+def test_values_of_a_residual_sum_are_scaled_alike() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4] y) {
+          a = Conv (x, w1, b1)
+          ar = Relu (a)
+          b = Conv (ar, w2)
+          s = Add (b, ar)
+          sr = Relu (s)
+          p = GlobalAveragePool (sr)
+          f = Flatten (p)
+          y = Gemm <transB = 1> (f, w3, b3)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(6, 6, 1, 1), w3=uneven(4, 6), b3=uneven(4),
+    )  # fmt: skip
+
+    result, groups = equalized(model)
+
+    assert groups == 1
+    assert same(model, result)
+
+
+def test_an_activation_that_does_not_commute_pins_its_channels() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1)
+          t = Sigmoid (a)
+          y = Conv (t, w2)
+        }""",
+        w1=uneven(6, 3, 1, 1), w2=uneven(4, 6, 1, 1),
+    )  # fmt: skip
+
+    _, groups = equalized(model)
+
+    assert groups == 0
