@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from onnxcomp import __version__
 from onnxcomp.errors import UsageError
-from onnxcomp.registry import suggest
 
 __all__ = ["parse"]
 
@@ -48,6 +47,8 @@ def _check_spelling(argv: Sequence[str], commands: dict[str, argparse.ArgumentPa
     word, *rest = argv
     if word.startswith("-"):
         return
+    from onnxcomp.registry import suggest  # it knows installed packages, which takes as long as all the rest
+
     if word not in commands:
         raise UsageError(
             f"unknown command {word!r}{suggest(word, commands)}; there are: {', '.join(commands)}"

@@ -25,6 +25,7 @@ BUILTIN = {
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
     "fuse": "onnxcomp.passes.fuse:Fuse",
     "equalize": "onnxcomp.passes.equalize:Equalize",
+    "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "quantize": "onnxcomp.passes.quantize:Quantize",
 }
 

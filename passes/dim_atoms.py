@@ -113,7 +113,7 @@ class Atoms:
                     self.pin(tensor, k, why="a dimension that varies from run to run")
         start = self.offsets[tensor][axis]
         size = dims[axis]
-        return start + (np.arange(size) if index is None else np.asarray(index, np.int64))
+        return np.asarray(start + (np.arange(size) if index is None else np.asarray(index, np.int64)))
 
     def spans(self) -> tuple[Array, Array]:
         """Start and end of the atoms of each axis that is not empty."""

@@ -7,6 +7,7 @@ the same from one multiple of the block to the next.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 
 import numpy as np
@@ -45,7 +46,7 @@ def _session(width: int, provider: str) -> Session:
     rng = np.random.default_rng(1)
     widths = [_WIDTH, width, width, _WIDTH]
     nodes, weights = [], []
-    for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (i, o) in enumerate(itertools.pairwise(widths)):
         values = rng.normal(size=(o, i, 3, 3)).astype(np.float32)
         weights.append(numpy_helper.from_array(values, f"w{k}"))
         names = (f"t{k}" if k else "x", f"t{k + 1}" if k < len(widths) - 2 else "y")

@@ -158,9 +158,23 @@ def _numbers(atoms: Atoms, node: Node) -> None:
     """Their positions are numbers of axes or elements; what they read may be narrower at the next run."""
     for y in node.outputs:
         atoms.pin(y, why=f"positions that {node.op} numbers")
-    if node.op not in ("Shape", "Size"):
+    if node.op not in ("Shape", "Size") or _becomes_a_factor(node):
         for x in node.inputs:
             atoms.pin(x, why=f"positions that {node.op} numbers")
+
+
+def _becomes_a_factor(node: Node) -> bool:
+    """Whether an extent goes into floating-point arithmetic, as the size of a head does into the scale of attention."""
+    stack, seen = list(node.outputs), set(node.outputs)
+    while stack:
+        for reader in stack.pop().outputs:
+            if reader.op == "Cast" and int(reader.attrs.get("to", 0)) in (1, 10, 11, 16):
+                return True
+            if reader.op in ("Gather", "Slice", "Squeeze", "Unsqueeze", "Concat", "Mul", "Div", "Add", "Sub", "Cast"):
+                fresh = [t for t in reader.outputs if t not in seen]
+                seen.update(fresh)
+                stack.extend(fresh)
+    return False
 
 
 @rule("ConstantOfShape", "RandomNormalLike", "RandomUniformLike")

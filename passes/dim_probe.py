@@ -19,6 +19,7 @@ from onnxcomp.graph import Constant, Graph, Model
 from onnxcomp.passes.dim_atoms import Dims
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model
+from onnxcomp.shapes import infer
 from onnxcomp.synthesis import synthesize, usable_inputs
 
 __all__ = ["Probe", "plain_form", "probe"]
@@ -154,8 +155,6 @@ def _changes(first: Mapping[Any, Dims], second: Mapping[Any, Dims]) -> Iterator[
 
 
 def _open_axes(model: Model, shapes: Mapping[Any, Dims]) -> Iterator[tuple[Any, int]]:
-    from onnxcomp.shapes import infer
-
     types = infer(model)
     for tensor in shapes:
         for k, dim in enumerate(types[tensor].shape or ()):

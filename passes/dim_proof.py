@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.graph import Constant, Model
+from onnxcomp.graph import Constant, Model, sort
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.surgery import twins
 from onnxcomp.runtime import open_session
@@ -48,15 +48,11 @@ def masked(coupling: Coupling, units: Iterable[int]) -> Model:
 
 def _mask(model: Model, tensor: Any, keep: Array) -> None:
     """All readers of a value get it multiplied by `keep`."""
-    scope = next(
-        s for s in model.graph.scopes() if tensor in s.inputs or any(tensor in n.outputs for n in s.nodes)
-    )
+    scope = next(s for s in model.graph.scopes() if tensor in s.inputs or any(tensor in n.outputs for n in s.nodes))
     product = model.variable(f"{tensor.name}_masked", tensor.dtype)
     model.redirect(tensor, product)
     constant = model.constant(scope, f"{tensor.name}_mask", keep)
     scope.add("Mul", [tensor, constant], [product], name=product.name)
-    from onnxcomp.graph import sort
-
     sort(model)
 
 

@@ -4,9 +4,9 @@ A block of a Reshape with several axes on a side lets one input axis i and one o
 
     flat index f,  u = (f // stride_i) % extent_i,  v = (f // stride_j) % extent_j :  x_i[u] = y_j[v] for all f
 
-and the other axes of the block have to stay whole; both sides then lose the same elements and stay rectangular. C -> (heads,
-size) becomes whole heads by (C, heads) or sizes of all heads by (C, size). The choice waits until the rest of the
-model has pinned what it pins.
+and the other axes of the block have to stay whole; both sides then lose the same elements and stay rectangular.
+C -> (heads, size) becomes whole heads by (C, heads) or sizes of all heads by (C, size). The choice waits until the rest
+of the model has pinned what it pins.
 """
 
 from __future__ import annotations

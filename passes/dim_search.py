@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.split import hold_out, limited
-from onnxcomp.graph import Model
+from onnxcomp.calibration.split import hold_out
+from onnxcomp.errors import VerificationError
+from onnxcomp.graph import Constant, Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid
@@ -59,7 +60,8 @@ class Search:
         for group in coupling.groups:
             if group.averaged and not options.normalized:
                 ctx.refuse(group.name, "a normalization averages over it; normalized=true prunes it all the same")
-        self.fit, self.held = (None, None) if ctx.data is None else hold_out(ctx.data)
+        parts: tuple[Any, Any] = (None, None) if ctx.data is None else hold_out(ctx.data)
+        self.fit, self.held = parts
 
     def run(self, model: Model) -> dict[str, Any]:
         found = self._curves()
@@ -121,7 +123,7 @@ class Search:
 
     @cached_property
     def grams(self) -> Mapping[Any, Any]:
-        if self.fit is None or self.options.importance in ("l1", "l2", "bn") and not self.options.repair:
+        if self.fit is None or (self.options.importance in ("l1", "l2", "bn") and not self.options.repair):
             return {}
         self.ctx.progress(0.0, "calibrating")
         return collect_grams(
@@ -181,7 +183,7 @@ class Search:
             compensate(cut, self.sites, self.grams)
             repaired = resolve(
                 cut,
-                limited(self.fit, None),
+                self.fit,
                 samples=None,
                 threads=self.ctx.threads,
                 seed=self.ctx.seed,
@@ -200,8 +202,6 @@ class Search:
         feeds = [f for f in (self.coupling.probe.feeds, self.coupling.probe.larger) if f is not None]
         error = removal_error(self.coupling, units, cut.model, feeds)
         if error > _PROVEN:
-            from onnxcomp.errors import VerificationError
-
             raise VerificationError(
                 f"pass 'prune-channels': the pruned model differs from the original without the removed slices by "
                 f"{error:.1e} of the largest output value, expected less than {_PROVEN}; a coupling rule is wrong"
@@ -249,10 +249,10 @@ def _units(found: Sequence[Curve], removed: Sequence[int]) -> list[int]:
 
 def _prune_map(cut: Cut) -> list[dict[str, Any]]:
     """Kept original indices of every constant axis that lost some."""
-    from onnxcomp.graph import Constant
-
-    found = []
+    found: list[dict[str, Any]] = []
     for tensor in cut.coupling.offsets:
         if isinstance(tensor, Constant):
-            found.extend({"tensor": tensor.name, "axis": k, "kept": cut.keep(tensor, k).tolist()} for k in cut.axes(tensor))
+            found.extend(
+                {"tensor": tensor.name, "axis": k, "kept": cut.keep(tensor, k).tolist()} for k in cut.axes(tensor)
+            )
     return found

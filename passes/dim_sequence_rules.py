@@ -99,7 +99,8 @@ def _multi_head(atoms: Atoms, node: Node) -> None:
 @rule("Attention")
 def _attention(atoms: Atoms, node: Node) -> None:
     """Standard operator, inputs [batch, heads, positions, size]: heads, and the size of the values' heads."""
-    query, key, value, y = *node.inputs[:3], node.outputs[0]
+    query, key, value = node.inputs[:3]
+    y = node.outputs[0]
     extras = [t for t in (*node.inputs[3:], *node.outputs[1:]) if t.name]
     equal = {atoms.shape(t)[1] for t in (query, key, value)}
     if atoms.rank(query) != 4 or len(equal) > 1 or any(atoms.rank(t) > 2 for t in extras):

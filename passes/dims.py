@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Model
-from onnxcomp.passes import dim_layout_rules, dim_rules, dim_sequence_rules
+from onnxcomp.passes import dim_layout_rules, dim_norm_rules, dim_rules, dim_sequence_rules
 from onnxcomp.passes.dim_atoms import RULES, Atoms, UnknownDims
 from onnxcomp.passes.dim_probe import Probe, probe
 from onnxcomp.passes.dim_reshape import decide
@@ -28,7 +28,12 @@ from onnxcomp.passes.dim_reshape import decide
 __all__ = ["Coupling", "Group", "couple"]
 
 Array = npt.NDArray[Any]
-_RULE_MODULES = (dim_rules, dim_layout_rules, dim_sequence_rules)  # imported for the rules that they register
+_RULE_MODULES = (
+    dim_rules,
+    dim_norm_rules,
+    dim_layout_rules,
+    dim_sequence_rules,
+)  # imported for the rules that they register
 
 
 @dataclass(frozen=True)
@@ -203,4 +208,3 @@ def _groups(atoms: Atoms, labels: Array, pinned: Array, averaged: Array) -> tupl
         name = base if names[base] == 1 else f"{base} ({names[base]})"
         groups.append(Group(name, tuple(sorted(units)), dict(signature), flag))
     return tuple(groups)
-

@@ -7,7 +7,8 @@
 4. Slices are taken out (surgery.py), and the result is proven equal to the original without them (dim_proof.py).
 5. What stays is fitted to the original's outputs, operator by operator (repair.py).
 
-With `drop` (or no budget at all) the share of multiplications is searched that keeps the drop on held-out samples within it.
+With `drop` (or no budget at all) the share of multiplications is searched that keeps the drop on held-out samples
+within it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Weights that stay are solved anew, so that what follows a removal sees what it saw before.
 
-`compensate` uses the original's moments only. With H = E[x x^T] of an operator's input, K rows that stay, R rows that go:
+`compensate` uses the original's moments only. H = E[x x^T] of an operator's input, K rows that stay, R rows that go:
 
     W_K' = W_K + H_KK^-1 H_KR W_R,    b' = b + m^T W - m_K^T W_K'
 
@@ -121,7 +121,11 @@ def _tasks(cut: Cut) -> Iterator[_Task]:
             other = after.inputs[0] if after.inputs[1] is y else after.inputs[1]
             source = producer(other)
             shapes = cut.coupling.probe.shapes
-            if source is not None and place.get(source, len(place)) < site.number and shapes.get(other) == shapes.get(y):
+            if (
+                source is not None
+                and place.get(source, len(place)) < site.number
+                and shapes.get(other) == shapes.get(y)
+            ):
                 total, shortcut = after.outputs[0], other
         yield _Task(site, twins[site.node], total, shortcut)
 
@@ -152,7 +156,7 @@ def _twin_nodes(cut: Cut) -> dict[Node, Node]:
 def _targets(
     cut: Cut, tasks: Sequence[_Task], data: Dataset, samples: int | None, rows: int, threads: int, seed: int
 ) -> dict[Node, list[Array]]:
-    """For each task and batch the original's outputs at the sampled positions, kept channels only: float32 [rows, O]."""
+    """For each task and batch the original's outputs at sampled positions, kept channels only: float32 [rows, O]."""
     names = list(dict.fromkeys(task.total.name for task in tasks))
     found: dict[Node, list[Array]] = {task.site.node: [] for task in tasks}
     if not tasks:
@@ -222,9 +226,7 @@ class _Sums:
         return xx, xy, yy
 
 
-def _fit(
-    cut: Cut, task: _Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]
-) -> tuple[float, float]:
+def _fit(cut: Cut, task: _Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]) -> tuple[float, float]:
     """Fit one operator; its relative error before and after, on the batches that chose the ridge."""
     view = linear(cut.model, task.twin)
     assert view is not None  # it was one before the removal, which keeps constants constant
@@ -237,7 +239,9 @@ def _fit(
 
     def error(weight: Array) -> float:
         product = np.matmul(xx, weight)
-        return float((yy.sum() - 2 * np.einsum("gko,gko->", xy, weight) + np.einsum("gko,gko->", product, weight)) / power)
+        return float(
+            (yy.sum() - 2 * np.einsum("gko,gko->", xy, weight) + np.einsum("gko,gko->", product, weight)) / power
+        )
 
     best, before = start, error(start)
     found = before

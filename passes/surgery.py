@@ -76,9 +76,8 @@ class Cut:
 
 def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
     """A copy of the coupled model without these units; the result's `model` is sorted and complete."""
-    from onnxcomp.passes import dim_shape_repairs  # registers its repairs
+    import onnxcomp.passes.dim_shape_repairs  # noqa: F401  (registers its repairs)
 
-    assert dim_shape_repairs.__name__
     cut = Cut(coupling, units)
     pairs = list(_scope_pairs(coupling.model, cut.model))
     touched: dict[int, bool] = {}
@@ -197,7 +196,7 @@ def _pad(cut: Cut, node: Node, twin: Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     rank = len(cut.coupling.probe.shapes[x])
     old = node.attrs["pads"] if "pads" in node.attrs else cut.coupling.model.value(node.inputs[1])
-    pads = [int(p) for p in old]
+    pads = [int(p) for p in np.asarray(old)]
     axes = list(range(rank))
     if len(node.inputs) > 3 and node.inputs[3].name:
         axes = [int(a) % rank for a in np.asarray(cut.coupling.model.value(node.inputs[3])).reshape(-1)]

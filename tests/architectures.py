@@ -54,12 +54,16 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
             short = None if s == 1 and i == o else conv(i, o, 1, s, act=None)
             return Residual(nn.Sequential(conv(i, o, 3, s), conv(o, o, act=None)), short, nn.ReLU())
 
-        return nn.Sequential(conv(3, 16), nn.MaxPool2d(2), block(16, 16, 1), block(16, 32, 2), block(32, 32, 1), *head(32))
+        return nn.Sequential(
+            conv(3, 16), nn.MaxPool2d(2), block(16, 16, 1), block(16, 32, 2), block(32, 32, 1), *head(32)
+        )
 
     def bottleneck(groups: int, width: int, gate: bool = False) -> Any:
         def block(i: int, o: int, s: int) -> Any:
             middle = [Gate(width, 8)] if gate else []
-            body = nn.Sequential(conv(i, width, 1), conv(width, width, 3, s, groups), *middle, conv(width, o, 1, act=None))
+            body = nn.Sequential(
+                conv(i, width, 1), conv(width, width, 3, s, groups), *middle, conv(width, o, 1, act=None)
+            )
             return Residual(body, None if s == 1 and i == o else conv(i, o, 1, s, act=None), nn.ReLU())
 
         return nn.Sequential(conv(3, 16), block(16, 32, 1), block(32, 32, 1), block(32, 64, 2), *head(64))
@@ -85,7 +89,15 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
     def densenet() -> Any:
         transition = [nn.BatchNorm2d(40), nn.ReLU(), nn.Conv2d(40, 20, 1), nn.AvgPool2d(2)]
         return nn.Sequential(
-            conv(3, 16), Dense(16, 8), Dense(24, 8), Dense(32, 8), *transition, Dense(20, 8), nn.BatchNorm2d(28), nn.ReLU(), *head(28)
+            conv(3, 16),
+            Dense(16, 8),
+            Dense(24, 8),
+            Dense(32, 8),
+            *transition,
+            Dense(20, 8),
+            nn.BatchNorm2d(28),
+            nn.ReLU(),
+            *head(28),
         )
 
     class Branches(nn.Module):
@@ -99,7 +111,9 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
     def googlenet() -> Any:
         def inception(i: int) -> Any:
             return Branches(
-                conv(i, 8, 1), nn.Sequential(conv(i, 8, 1), conv(8, 16)), nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(i, 8, 1))
+                conv(i, 8, 1),
+                nn.Sequential(conv(i, 8, 1), conv(8, 16)),
+                nn.Sequential(nn.MaxPool2d(3, 1, 1), conv(i, 8, 1)),
             )
 
         return nn.Sequential(conv(3, 16, 3, 2), inception(16), nn.MaxPool2d(2), inception(32), *head(32))
@@ -211,7 +225,14 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
 
     def swin() -> Any:
         return nn.Sequential(
-            nn.Conv2d(3, 16, 4, 4), Last(0, 2, 3, 1), Window(16), Merge(16), Window(32), nn.LayerNorm(32), Last(0, 3, 1, 2), *head(32)
+            nn.Conv2d(3, 16, 4, 4),
+            Last(0, 2, 3, 1),
+            Window(16),
+            Merge(16),
+            Window(32),
+            nn.LayerNorm(32),
+            Last(0, 3, 1, 2),
+            *head(32),
         )
 
     class Vit(nn.Module):
@@ -291,7 +312,9 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
             super().__init__()
             self.enter, self.leave = conv(c, c, 1, act=nn.SiLU), conv(2 * c, c, 1, act=nn.SiLU)
             h = c // 2
-            self.inner = nn.ModuleList(Residual(nn.Sequential(conv(h, h, act=nn.SiLU), conv(h, h, act=nn.SiLU))) for _ in range(2))
+            self.inner = nn.ModuleList(
+                Residual(nn.Sequential(conv(h, h, act=nn.SiLU), conv(h, h, act=nn.SiLU))) for _ in range(2)
+            )
 
         def forward(self, x: Any) -> Any:
             parts = list(self.enter(x).chunk(2, 1))
@@ -312,7 +335,16 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
             return y.view(y.shape[0], 12, -1).permute(0, 2, 1)
 
     def espcn() -> Any:
-        return nn.Sequential(nn.Conv2d(1, 32, 5, 1, 2), nn.Tanh(), nn.Conv2d(32, 16, 3, 1, 1), nn.Tanh(), nn.Conv2d(16, 32, 3, 1, 1), nn.PixelShuffle(2), nn.Conv2d(8, 9, 3, 1, 1), nn.PixelShuffle(3))
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 5, 1, 2),
+            nn.Tanh(),
+            nn.Conv2d(32, 16, 3, 1, 1),
+            nn.Tanh(),
+            nn.Conv2d(16, 32, 3, 1, 1),
+            nn.PixelShuffle(2),
+            nn.Conv2d(8, 9, 3, 1, 1),
+            nn.PixelShuffle(3),
+        )
 
     def efficientnet() -> Any:
         return inverted(nn.SiLU, gate=True)
@@ -344,10 +376,30 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
     }
 
 
-TORCH = (
-    "resnet resnext regnet mobilenet_v2 mobilenet_v3 efficientnet densenet googlenet squeezenet shufflenet_v2 vgg convnext "
-    "swin vit bert tied_encoder lstm bidirectional_gru groupnorm_resnet unet yolo_c2f espcn"
-).split()
+TORCH = [
+    "resnet",
+    "resnext",
+    "regnet",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "efficientnet",
+    "densenet",
+    "googlenet",
+    "squeezenet",
+    "shufflenet_v2",
+    "vgg",
+    "convnext",
+    "swin",
+    "vit",
+    "bert",
+    "tied_encoder",
+    "lstm",
+    "bidirectional_gru",
+    "groupnorm_resnet",
+    "unet",
+    "yolo_c2f",
+    "espcn",
+]
 NAMES = [*TORCH, "keras_nhwc", "option_a_resnet"]
 
 
@@ -406,7 +458,11 @@ class _Writer:
     def model(self, shape: list[int | str], output: str, out: list[int | str]) -> onnx.ModelProto:
         info = helper.make_tensor_value_info
         graph = helper.make_graph(
-            self.nodes, "net", [info("input", TensorProto.FLOAT, shape)], [info(output, TensorProto.FLOAT, out)], self.weights
+            self.nodes,
+            "net",
+            [info("input", TensorProto.FLOAT, shape)],
+            [info(output, TensorProto.FLOAT, out)],
+            self.weights,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
         onnx.checker.check_model(model)
