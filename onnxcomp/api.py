@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from onnxcomp import bench, io
 from onnxcomp import verification as comparison
 from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.options import share
-from onnxcomp.runtime import open_session
+from onnxcomp.probe import probe
+from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
@@ -33,6 +35,7 @@ def verify(
     threads: int = 1,
     provider: str = "cpu",
     seed: int = 0,
+    allow_symlinks: bool = False,
     progress: Any = None,
 ) -> Verification:
     """Compare two models on `data` (any form of `open_data`), or on inputs made from the graph.
@@ -40,7 +43,7 @@ def verify(
     Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verification.verify`.
     """
     for model in (original, candidate):
-        _scan(model)
+        _scan(model, allow_symlinks=allow_symlinks)
     dataset = None
     if data is not None:
         session = open_session(original, threads=threads, provider=provider)
@@ -72,6 +75,7 @@ def benchmark(
     threads: int = 1,
     seconds: float = 10.0,
     seed: int = 0,
+    allow_symlinks: bool = False,
     progress: Any = None,
 ) -> bench.Benchmark:
     """Time models side by side; the first is the baseline. Without `data`, inputs are made from its graph.
@@ -83,20 +87,30 @@ def benchmark(
     if batch is not None and batch < 1:
         raise UsageError(f"batch is {batch}; it must be at least 1")
     for model in models:
-        _scan(model)
+        _scan(model, allow_symlinks=allow_symlinks)
     session = open_session(models[0], threads=threads, provider=provider)
     if data is not None:
         dataset = open_data(data, session.inputs, preprocess=preprocess, batch=batch or 1, seed=seed)
         feeds: Sequence[Any] = [b.feeds for b in itertools.islice(dataset.batches(), 4)]
     else:
-        proto, _ = export_model(io.load(models[0]))
-        feeds = usable_inputs(session, proto, seed=seed, count=2)
+        proto, _ = export_model(io.load(models[0], allow_symlinks=allow_symlinks))
+        feeds = [_stacked(f, session, batch or 1) for f in usable_inputs(session, proto, seed=seed, count=2)]
     return bench.benchmark(
         list(models), feeds=feeds, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress
     )
 
 
-def _scan(model: Any) -> None:
-    """Files go through the scan before native code sees them."""
+def _stacked(feeds: Mapping[str, Any], session: Session, batch: int) -> dict[str, Any]:
+    """A batch of equal samples. Raises UsageError where the model fixes the size of a batch."""
+    if batch == 1:
+        return dict(feeds)
+    for spec in session.inputs:
+        if not spec.shape or isinstance(spec.shape[0], int):
+            raise UsageError(f"batch is {batch}, but input {spec.name!r} of shape {spec.shape} leaves no batch open")
+    return {name: np.concatenate([value] * batch) for name, value in feeds.items()}
+
+
+def _scan(model: Any, *, allow_symlinks: bool) -> None:
+    """Files are scanned, and tried in a child process, before native code sees them here."""
     if isinstance(model, (str, os.PathLike)):
-        io.load(Path(model))
+        probe(model, allow_symlinks=allow_symlinks)

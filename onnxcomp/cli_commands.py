@@ -64,6 +64,7 @@ def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
         threads=args.threads,
         provider=args.provider,
         seed=args.seed,
+        allow_symlinks=bool(args.allow_symlinks),
         progress=progress,
     )
     error: OnnxcompError | None = None
@@ -86,6 +87,7 @@ def bench(args: argparse.Namespace, progress: Progress) -> Outcome:
         threads=args.threads,
         seconds=args.seconds,
         seed=args.seed,
+        allow_symlinks=bool(args.allow_symlinks),
         progress=progress,
     )
     return Outcome(found.to_json(), lambda console: cli_tables.show_benchmark(console, found))

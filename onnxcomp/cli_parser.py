@@ -118,7 +118,7 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("--memory", metavar="SIZE", help="memory for calibration statistics, such as 2GB (default: 1GiB)")
     add("--bench-seconds", metavar="S", type=float, help="time for the benchmark, 0 for none (default: 4)")
     add("--external-data", **_flag(), help="weights into a separate file (always done above 1.5 GB)")
-    add("--allow-symlinks", **_flag(), help="follow symbolic links to external data, as in hub caches")
+    _add_symlinks(parser)
     add(
         "--no-verify",
         dest="verify",
@@ -141,6 +141,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     )
     add("--samples", metavar="N", type=int, help="samples to compare at most (default: all)")
     _add_runtime(parser)
+    _add_symlinks(parser)
     parser.epilog = "exit codes: 0 passed, 4 failed, 7 inconclusive (too few samples, or a random model)"
 
 
@@ -151,6 +152,12 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add("--batch", metavar="N", type=int, help="samples per run, where the model leaves it open (default: 1)")
     add("--seconds", metavar="S", type=float, default=10.0, help="time for the measurement (default: 10)")
     _add_runtime(parser)
+    _add_symlinks(parser)
+
+
+def _add_symlinks(parser: argparse.ArgumentParser) -> None:
+    text = "follow symbolic links to external data, as in hub caches"
+    parser.add_argument("--allow-symlinks", **_flag(), help=text)
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

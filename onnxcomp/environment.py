@@ -14,6 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import onnxcomp
 from onnxcomp import child
 from onnxcomp.cpu import (
     cpu_model,
@@ -92,7 +93,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "onnxcomp": _version("onnxcomp"),
+        "onnxcomp": _version("onnxcomp") or onnxcomp.__version__,  # a checkout need not be installed
         "onnx": _version("onnx"),
         "onnxruntime": next((v for v in map(_version, _RUNTIMES) if v), None),
         "numpy": _version("numpy"),

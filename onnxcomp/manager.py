@@ -59,7 +59,7 @@ class Context:
     """What a pass may use besides the model, and where it reports.
 
     `data` is the calibration data (None: none was given). `limit` is the number of rewrites after which `allow` says
-    no. `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is being done.
+    no. `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is done.
     """
 
     data: Any = None

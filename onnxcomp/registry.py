@@ -53,7 +53,10 @@ def load_pass(name: str) -> type[Pass]:
         module, _, attribute = BUILTIN[name].partition(":")
         loaded = getattr(import_module(module), attribute)
     elif name in _plugins():
-        loaded = _plugins()[name].load()
+        try:
+            loaded = _plugins()[name].load()
+        except ImportError as error:
+            raise UsageError(f"pass {name!r} is a plug-in that cannot be imported: {error}; remove it") from error
     else:
         raise UsageError(f"unknown pass {name!r}{suggest(name, pass_names())}; `onnxcomp passes` lists them")
     if not (isinstance(loaded, type) and issubclass(loaded, Pass)):

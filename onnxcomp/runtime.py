@@ -20,7 +20,17 @@ import numpy.typing as npt
 
 from onnxcomp.errors import ModelError, ProviderError, ResourceError, UsageError
 
-__all__ = ["FLOAT_KERNELS", "INT8_KERNELS", "PROVIDERS", "Kernel", "Session", "TensorSpec", "executed_kernels", "open_session"]
+__all__ = [
+    "FLOAT_KERNELS",
+    "INT8_KERNELS",
+    "PROVIDERS",
+    "Kernel",
+    "Session",
+    "TensorSpec",
+    "executed_kernels",
+    "open_session",
+    "provider_name",
+]
 
 Array = npt.NDArray[Any]
 
@@ -222,4 +232,6 @@ def _explain(error: Exception, model: Any, provider: str) -> Exception:
         return ResourceError(f"out of memory while loading {_label(model)}: {text[:200]}")
     if provider != PROVIDERS["cpu"] and ("ProviderBridge" in text or "libcu" in text or "EP Error" in text):
         return ProviderError(f"{provider} did not load: {text[:300]}; `onnxcomp doctor` says what is missing")
-    return ModelError(f"ONNX Runtime does not load {_label(model)}: {text[:400]}")
+    if "Could not find an implementation" in text:
+        text += "; the operator set of the model may be older (below 7) or newer than this ONNX Runtime supports"
+    return ModelError(f"ONNX Runtime does not load {_label(model)}: {text[:500]}")

@@ -39,7 +39,7 @@ def correct(model: Model, candidate: Candidate, data: Dataset, *, threads: int) 
     before = _means(model, list(floats.values()), data, threads)
     after = _means(candidate.model, list(quantized.values()), data, threads)
     biases = dict(candidate.decisions.biases)
-    for key, unit in quantized.items():
+    for key in quantized:
         (x, y), (xq, yq) = before[key], after[key]
         if x is None or xq is None or y is None or yq is None:
             continue

@@ -1,9 +1,9 @@
 """Coupling rules of elementwise operators and of products with weights.
 
-Each function states what its operator's definition says about which slices belong together. Rules of normalization and
 Each function states what its operator's definition says about which slices belong together. Rules of normalization
 and reductions are in dim_norm_rules.py, of operators that move elements in dim_layout_rules.py, of recurrent ones,
 attention and control flow in dim_sequence_rules.py.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
 """equalize: give the channels of an activation similar ranges, so that one scale for all of them wastes less.
 
-Between operators that commute with a positive factor per channel (Relu, LeakyRelu, PRelu, pooling, sums, layout), a
-channel can be divided by s where it is produced and multiplied by s where it is used, and the function stays the same:
+Between operators that commute with a positive factor per channel (Relu, LeakyRelu, pooling, sums, layout), a channel
+can be divided by s where it is produced and multiplied by s where it is used, and the function stays the same:
 
     producers   W[c] / s[c],  b[c] / s[c]          consumers   W[., c] * s[c]
 
-What was produced is quantized per output channel, so that division is free; the multiplication widens the spread inside
-the consumers' channels. s[c] = (r[c] / max r)^strength balances the two, with r[c] the largest magnitude seen in channel
-c (Nagel et al., arXiv:1906.04721, equalize weight ranges in pairs; Xiao et al., arXiv:2211.10438, activations against
-weights). Values that are coupled, such as all that meet in a residual sum, share s. Depthwise convolutions in between pass
-the factor on: their own weights do not change.
+What was produced is quantized per output channel, so that division is free; the multiplication widens the spread
+inside the consumers' channels. s[c] = (r[c] / max r)^strength balances the two, with r[c] the largest magnitude seen in
+channel c (Nagel et al., arXiv:1906.04721, equalize weight ranges in pairs; Xiao et al., arXiv:2211.10438, activations
+against weights). Values that are coupled, such as all that meet in a residual sum, share s. Depthwise convolutions in
+between pass the factor on: of them only the bias changes.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class Equalize(Pass):
 
 @dataclass
 class Group:
-    """Values whose channels must be scaled alike; who produces them, who uses them up, and the depthwise convolutions in
-    between.
+    """Values whose channels must be scaled alike; who produces them, who uses them up, and the depthwise convolutions
+    in between.
     """
 
     channels: int
@@ -84,8 +84,8 @@ def equalize(
     """Rescale the groups, in place; returns how many."""
     done = 0
     for group in groups:
-        peaks = [s.channels.peak for t in group.tensors if (s := seen.get(t.name)) is not None and s.channels is not None]
-        peaks = [p for p in peaks if len(p) == group.channels]
+        statistics = [seen[t.name].channels for t in group.tensors if t.name in seen]
+        peaks = [s.peak for s in statistics if s is not None and len(s.peak) == group.channels]
         if not peaks or not group.producers or not group.consumers:
             continue
         # Each value counts relative to its own widest channel: that is what its scale follows.
@@ -126,7 +126,7 @@ def _bias(view: Linear, factor: Array) -> Array | None:
 
 
 def _groups(model: Model) -> list[Group]:
-    """Groups of the main graph, by union over operators that commute; anything else that reads or makes a value pins it."""
+    """Groups of the main graph, by union over operators that commute; what else reads or makes a value pins it."""
     scope, shapes = model.graph, infer(model)
     finder = _Finder()
     for node in scope.nodes:
@@ -177,7 +177,8 @@ def _commutes(model: Model, node: Node, shapes: Shapes) -> bool:
         return len([o for o in node.outputs if o.name]) == 1
     if node.op == "Add":
         a, b = (shapes[t].shape for t in node.inputs)
-        return not any(isinstance(t, Constant) for t in node.inputs) and a is not None and a[1:2] == (b or ())[1:2]
+        constant = any(isinstance(t, Constant) for t in node.inputs)
+        return not constant and a is not None and a[1:2] == (b or ())[1:2]
     if node.op in ("Flatten", "Reshape", "Squeeze"):
         before, after = shapes[node.inputs[0]].shape, shapes[node.outputs[0]].shape
         known = before is not None and after is not None and len(before) > 1 and len(after) == 2

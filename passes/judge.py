@@ -1,6 +1,6 @@
 """How close a candidate is to the float model, in one number, on samples that calibration did not see.
 
-The score is the signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y - y')^2), averaged over the outputs.
+The score is the signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y - y')^2), mean over the outputs.
 Where an output is a Softmax, its input is compared: probabilities saturate and hide what rounding did to the scores.
 """
 

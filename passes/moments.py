@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.calibration.runner import observe, require_finite
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.graph import Model
-from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.passes.placement import Placement, Unit
 
 __all__ = ["Moments", "observe_inputs"]

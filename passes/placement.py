@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, producer
-from onnxcomp.manager import Context
 from onnxcomp.linear import Linear, linear
+from onnxcomp.manager import Context
 from onnxcomp.shapes import Shapes
 
 __all__ = ["Placement", "Unit", "place"]
@@ -41,9 +41,11 @@ _SAME = frozenset(
 
 @dataclass(frozen=True)
 class Unit:
-    """A node that is to run on 8-bit values. `activation` is the Relu or Clip that its output quantization absorbs.
+    """A node that is to run on 8-bit values.
 
-    `addend` is the Add of a constant per column behind a MatMul. `output` is the value behind all; `quantized_output` says whether it must be 8-bit (Conv) or may be float (Gemm).
+    `activation` is the Relu or Clip that its output quantization absorbs, `addend` the Add of a constant per column
+    behind a MatMul. `name` is that of the value it computes, `output` the value behind all; `quantized_output` says
+    whether it must be 8-bit (Conv) or may be float (Gemm).
     """
 
     node: Node
@@ -109,8 +111,9 @@ class Placement:
 def place(
     model: Model, scope: Graph, shapes: Shapes, ctx: Context, *, keep_float: Iterable[str] = (), ops: Iterable[str] = ()
 ) -> Placement:
-    """Choose units and 8-bit values of a scope. `keep_float` names nodes that stay (by name or by their first output), `ops` are the
-    operators to take.
+    """Choose units and 8-bit values of a scope.
+
+    `keep_float` names nodes that stay (by name or by their first output), `ops` are the operators to take.
     """
     kept, wanted = set(keep_float), set(ops) or {"Conv", "Gemm", "MatMul"}
     outputs, home = set(scope.outputs), set(scope.nodes)
@@ -233,7 +236,7 @@ def _addend(view: Linear, outputs: set[Any], home: set[Node]) -> Node | None:
         return None
     constant = next((t for t in follower.inputs if isinstance(t, Constant)), None)
     fits = constant is not None and constant.weight.size == view.outputs and constant.shape[-1:] == (view.outputs,)
-    return follower if fits and len(constant.shape) == 1 else None
+    return follower if fits and constant is not None and len(constant.shape) == 1 else None
 
 
 def _drop_idle(plan: Placement, outputs: set[Any]) -> None:

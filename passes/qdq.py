@@ -124,7 +124,7 @@ def insert(
     weights: Mapping[Node, QuantizedWeight],
     biases: Mapping[Node, Array],
 ) -> None:
-    """Write the placement. `chosen` has the parameters of each 8-bit value, `biases` a float64 bias per unit that has one.
+    """Write the placement. `chosen` has the parameters of each 8-bit value, `biases` a float64 bias per unit with one.
 
     The graph is not sorted afterwards.
     """

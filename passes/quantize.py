@@ -101,8 +101,10 @@ def _parts(data: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def _largest_code(bits: str) -> int:
-    """Largest weight code. u8 x s8 pairs are summed in 16 bits where the processor has no int8 dot product: 2 * 255 * 64
-    fits, 2 * 255 * 127 does not. ARM has other instructions, and None means unknown: both take all 8 bits.
+    """Largest weight code.
+
+    Where the processor has no int8 dot product, pairs of u8 x s8 are summed in 16 bits: 2 * 255 * 64 fits,
+    2 * 255 * 127 does not. ARM has other instructions, and None means unknown: both take all 8 bits.
     """
     saturates = platform.machine().lower() in ("x86_64", "amd64") and has_int8_dot_product() is False
     return 64 if bits == "7" or (bits == "auto" and saturates) else 127

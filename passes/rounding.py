@@ -33,14 +33,14 @@ def as_rows(view: Linear, weight: Array) -> Array:
     """The weight as [groups, outputs per group, K], in the order of `gram.py.patches`."""
     if view.op == "Conv":
         return np.asarray(weight.reshape(view.groups, weight.shape[0] // view.groups, -1))
-    return (weight if view.transposed else weight.T)[None]
+    return np.asarray((weight if view.transposed else weight.T)[None])
 
 
 def from_rows(view: Linear, rows: Array) -> Array:
     """The inverse of `as_rows`."""
     if view.op == "Conv":
         return rows.reshape(view.weight.shape)
-    return rows[0] if view.transposed else rows[0].T
+    return np.asarray(rows[0] if view.transposed else rows[0].T)
 
 
 def round_with(

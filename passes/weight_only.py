@@ -78,8 +78,9 @@ def _round(values: Array, axis: int) -> QuantizedWeight:
     wide = values.astype(np.float64)
     others = tuple(i for i in range(wide.ndim) if i != axis)
     peak = np.abs(wide).max(axis=others)
-    scales = np.where(peak > 0, peak / 127, 1.0).astype(np.float64 if values.dtype == np.float64 else np.float32)
-    scales = np.maximum(scales, np.finfo(scales.dtype).tiny)
+    tiny = float(np.finfo(np.float32).tiny)
+    kind = np.float64 if values.dtype == np.float64 else np.float32
+    scales = np.maximum(np.where(peak > 0, peak / 127, 1.0), tiny).astype(kind)
     shape = [1] * wide.ndim
     shape[axis] = -1
     codes = np.clip(np.rint(wide / scales.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)

@@ -199,7 +199,8 @@ def test_a_missing_model_is_a_model_error(tmp_path: Path) -> None:
 def test_a_recipe_gives_the_options_and_arguments_win(tmp_path: Path) -> None:
     (tmp_path / "samples.npz").write_bytes((DATA / "cancer_mlp.calib.npz").read_bytes())
     recipe = tmp_path / "recipe.toml"
-    recipe.write_text('calib = "samples.npz"\nmax-drop = "5%"\nseed = 7\npasses = ["cleanup", {name = "fold-constants"}]\n')
+    passes = 'passes = ["cleanup", {name = "fold-constants"}]'
+    recipe.write_text(f'calib = "samples.npz"\nmax-drop = "5%"\nseed = 7\n{passes}\n')
 
     options = Options.make(recipe, seed=8)
 
