@@ -122,12 +122,12 @@ def _nets() -> dict[str, Callable[[], tuple[Any, tuple[int, ...]]]]:
         def fire(i: int) -> Any:
             return nn.Sequential(
                 nn.Conv2d(i, 8, 1), nn.ReLU(),
-                Branches(nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU()), nn.Sequential(nn.Conv2d(8, 16, 3, 1, 1), nn.ReLU())),
+                Branches(*(nn.Sequential(nn.Conv2d(8, 16, k, 1, k // 2), nn.ReLU()) for k in (1, 3))),
             )  # fmt: skip
 
         return nn.Sequential(
-            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), fire(16), nn.MaxPool2d(3, 2, ceil_mode=True), fire(32), nn.Conv2d(32, 10, 1),
-            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Conv2d(3, 16, 3, 2), nn.ReLU(), fire(16), nn.MaxPool2d(3, 2, ceil_mode=True), fire(32),
+            nn.Conv2d(32, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         )  # fmt: skip
 
     class Shuffle(nn.Module):
@@ -420,7 +420,8 @@ def build(name: str, *, opset: int = 17, seed: int = 0) -> onnx.ModelProto:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(), (sample,), file, opset_version=opset, dynamo=False, input_names=["input"], output_names=["output"],
+            module.eval(), (sample,), file, opset_version=opset, dynamo=False,
+            input_names=["input"], output_names=["output"],
             dynamic_axes={"input": {0: "batch"}, "output": {0: "batch"}},
         )  # fmt: skip
     return onnx.load_from_string(file.getvalue())

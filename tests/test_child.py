@@ -3,6 +3,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -31,6 +33,13 @@ FUNCTIONS = """
 
     def starve(job, emit):
         raise MemoryError
+
+    def allocate(job, emit):
+        return {"length": len(bytearray(job["bytes"]))}
+
+    def spin(job, emit):
+        while True:
+            pass
 
     def die(job, emit):
         os.write(2, b"last words\\n")
@@ -78,6 +87,23 @@ def test_a_defect_in_the_child_is_an_internal_error_with_its_traceback():
 def test_running_out_of_memory_in_the_child_is_a_resource_error():
     with pytest.raises(ResourceError):
         child.run("child_functions:starve", {})
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="RLIMIT_AS needs /proc")
+def test_memory_beyond_the_limit_is_a_resource_error():
+    with pytest.raises(ResourceError, match="268,435,456 bytes were allowed"):
+        child.run("child_functions:allocate", {"bytes": 1 << 30}, memory_bytes=1 << 28)
+
+    assert child.run("child_functions:allocate", {"bytes": 1 << 27}, memory_bytes=1 << 28) == {"length": 1 << 27}
+
+
+@pytest.mark.parametrize("function", ["spin", "wait"])
+def test_a_call_that_does_not_end_is_stopped(function):
+    begin = time.monotonic()
+
+    with pytest.raises(TimeoutError, match=r"longer than 0\.7 s"):
+        child.run(f"child_functions:{function}", {}, seconds=0.7)
+    assert time.monotonic() - begin < 10
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")

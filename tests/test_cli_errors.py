@@ -276,8 +276,11 @@ def test_an_interrupted_optimize_leaves_no_file_and_no_process(workshop, number)
         for line in process.stderr:
             if line.startswith("timing"):
                 break
-        time.sleep(0.3)
-        children = psutil.Process(process.pid).children(recursive=True)
+        children: list[psutil.Process] = []
+        deadline = time.monotonic() + 20
+        while not children and time.monotonic() < deadline:
+            time.sleep(0.05)
+            children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         rest = process.stderr.read()
 

@@ -34,7 +34,9 @@ IMAGES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "batch norm": ("b = BatchNormalization (a, g, h, i, j)", {"g": (8,), "h": (8,), "i": (8,), "j": (8,)}),
     "instance norm": ("b = InstanceNormalization (a, g, h)", {"g": (8,), "h": (8,)}),
     "depthwise": ("b = Conv <group = 8> (a, k)", {"k": (8, 1, 3, 3)}),
-    "depthwise with multiplier": ("c = Conv <group = 8> (a, k) b = Conv (c, l)", {"k": (16, 1, 3, 3), "l": (8, 16, 1, 1)}),
+    "depthwise with multiplier": (
+        "c = Conv <group = 8> (a, k) b = Conv (c, l)", {"k": (16, 1, 3, 3), "l": (8, 16, 1, 1)},
+    ),
     "narrow groups": ("b = Conv <group = 4> (a, k, h)", {"k": (8, 2, 3, 3), "h": (8,)}),
     "transposed": ("b = ConvTranspose (a, k, h)", {"k": (8, 8, 2, 2), "h": (8,)}),
     "transposed groups": ("b = ConvTranspose <group = 4> (a, k)", {"k": (8, 2, 2, 2)}),
@@ -48,7 +50,7 @@ IMAGES: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
         'c = DepthToSpace <blocksize = 2, mode = "CRD"> (a) b = Conv (c, k)', {"k": (8, 2, 1, 1)},
     ),
     "space to depth": ("c = SpaceToDepth <blocksize = 2> (a) b = Conv (c, k)", {"k": (8, 32, 1, 1)}),
-    "reduced positions": ("c = ReduceMean <axes = [2, 3]> (a) b = Mul (a, c)".replace("(a) b", "(a) b"), {}),
+    "reduced positions": ("c = ReduceMean <axes = [2, 3]> (a) b = Mul (a, c)", {}),
     "summed channels": ("c = Conv (a, k) d = ReduceSum (c, ax) e = Mul (a, d) b = Relu (e)", {"k": (6, 8, 1, 1)}),
     "dropout": ("b = Dropout (a)", {}),
 }  # fmt: skip
@@ -66,8 +68,7 @@ SEQUENCES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
                "c = Slice (a, f, g, i) d = Slice (a, g, h, i) e = Mul (c, d) b = Concat <axis = 2> (e, d)", {}),
     "every second slice": ("<int64[1] f = {0}, int64[1] g = {8}, int64[1] h = {2}>",
                            "c = Slice (a, f, g, h, h) b = Concat <axis = 2> (c, c)", {}),
-    "gather": ("<int64[4] f = {6, 1, 1, 3}>", "c = Gather <axis = 2> (a, f) b = Concat <axis = 2> (c, a, c)"
-               .replace("(c, a, c)", "(c, c)"), {}),
+    "gather": ("<int64[4] f = {6, 1, 1, 3}>", "c = Gather <axis = 2> (a, f) b = Concat <axis = 2> (c, c)", {}),
     "padding": ("<int64[6] f = {0, 0, 2, 0, 0, 3}>", "c = Pad (a, f) d = Add (c, k) b = MatMul (d, l)",
                 {"k": (13,), "l": (13, 8)}),
     "shuffle": ("<int64[4] f = {0, 5, 2, 4}, int64[3] g = {0, 5, 8}>",
@@ -80,7 +81,8 @@ SEQUENCES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "lstm": ("", "c = Transpose <perm = [1, 0, 2]> (a) d, e = LSTM <hidden_size = 4> (c, k, l, n) f = Squeeze (d, one) "
              "g = Transpose <perm = [1, 0, 2]> (f) b = MatMul (g, o)",
              {"k": (1, 16, 8), "l": (1, 16, 4), "n": (1, 32), "o": (4, 8)}),
-    "gru in both directions": ("<int64[3] r = {0, 0, -1}>", "c = Transpose <perm = [1, 0, 2]> (a) d = GRU <hidden_size = 4, "
+    "gru in both directions": ("<int64[3] r = {0, 0, -1}>", "c = Transpose <perm = [1, 0, 2]> (a) "
+                               "d = GRU <hidden_size = 4, "
                                'direction = "bidirectional"> (c, k, l, n) e = Transpose <perm = [2, 0, 1, 3]> (d) '
                                "f = Reshape (e, r) b = MatMul (f, o)",
                                {"k": (2, 12, 8), "l": (2, 12, 4), "n": (2, 24), "o": (8, 8)}),
@@ -92,7 +94,8 @@ SEQUENCES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "fused attention of three": (
         "", "c = MatMul (a, k) d = MatMul (a, l) e = MatMul (a, n) "
         "b = com.microsoft.MultiHeadAttention <num_heads = 4> (c, d, e)", {"k": (8, 8), "l": (8, 8), "n": (8, 8)}),
-    "If": ("", "c = ReduceMax <keepdims = 0> (x) d = Greater (c, zero) b = If (d) <then_branch = t () => (float[batch, 5, 8] p) "
+    "If": ("", "c = ReduceMax <keepdims = 0> (x) d = Greater (c, zero) b = If (d) "
+           "<then_branch = t () => (float[batch, 5, 8] p) "
            "{ p = Relu (a) }, else_branch = e () => (float[batch, 5, 8] q) { q = Neg (a) }>", {}),
 }  # fmt: skip
 
@@ -136,8 +139,6 @@ def assert_exact(coupling: Coupling, units: Sequence[int]) -> None:
 @pytest.mark.parametrize("name", IMAGES)
 def test_removal_from_images_is_exact(name: str) -> None:
     middle, shapes = IMAGES[name]
-    if name == "reduced positions":
-        middle = "c = ReduceMean <axes = [2, 3]> (a) b = Mul (a, c)"
     found = load(IMAGE.format(middle), {"m": (8, 3, 1, 1), "s": (2, 8, 1, 1), **shapes})
     assert found.groups
     assert not found.unknown
@@ -183,7 +184,8 @@ def test_a_group_norm_loses_whole_groups() -> None:
 
 
 def test_a_loop_carries_channels() -> None:
-    body = """b = Loop (trips, go, a) <body = l (int64 i, bool c, float[batch, 5, 8] p) => (bool d, float[batch, 5, 8] q)
+    body = """b = Loop (trips, go, a)
+    <body = l (int64 i, bool c, float[batch, 5, 8] p) => (bool d, float[batch, 5, 8] q)
     { d = Identity (c) r = MatMul (p, k) q = Tanh (r) }>"""
     text = ROWS.format("<int64 trips = {3}, bool go = {1}>", body)
     found = load(text, {"m": (3, 8), "s": (8, 2), "k": (8, 8)})
@@ -193,7 +195,8 @@ def test_a_loop_carries_channels() -> None:
 
 def test_a_scan_carries_channels() -> None:
     body = """c = Transpose <perm = [1, 0, 2]> (a) z = ReduceSum <keepdims = 0> (c, first)
-    e, f = Scan <num_scan_inputs = 1, body = l (float[batch, 8] p, float[batch, 8] q) => (float[batch, 8] r, float[batch, 8] u)
+    e, f = Scan <num_scan_inputs = 1,
+    body = l (float[batch, 8] p, float[batch, 8] q) => (float[batch, 8] r, float[batch, 8] u)
     { t = Add (p, q) r = Tanh (t) u = Identity (r) }> (z, c) b = Transpose <perm = [1, 0, 2]> (f)"""
     text = ROWS.format("<int64[1] first = {0}>", body)
     found = load(text, {"m": (3, 8), "s": (8, 2)})

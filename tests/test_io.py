@@ -113,7 +113,9 @@ def nested() -> onnx.ModelProto:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(0, 70_000), max_size=6), st.booleans())
-def test_any_sizes_of_weights_survive(tmp_path_factory: pytest.TempPathFactory, sizes: list[int], external: bool) -> None:
+def test_any_sizes_of_weights_survive(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], external: bool
+) -> None:
     path = tmp_path_factory.mktemp("m") / "m.onnx"
     proto = onnx.parser.parse_model(f"{HEAD} g (float[1] x) => (float[1] y) {{ y = Relu(x) }}")
     for i, size in enumerate(sizes):
@@ -291,11 +293,14 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(
     def stop(*_: object, **__: object) -> None:
         raise Stop
 
-    with monkeypatch.context() as patch, pytest.raises(Stop):
+    with monkeypatch.context() as patch:
+        options = {"overwrite": True, "external_data": external}
         if step == "before_commit":
-            write(path, 2.0, overwrite=True, external_data=external, before_commit=stop)
-        patch.setattr(*((os, "replace") if step == "os.replace" else (atomic, step)), stop)
-        write(path, 2.0, overwrite=True, external_data=external)
+            options["before_commit"] = stop
+        else:
+            patch.setattr(*((os, "replace") if step == "os.replace" else (atomic, step)), stop)
+        with pytest.raises(Stop):
+            write(path, 2.0, **options)
     assert names(tmp_path) == before
     assert value_of(path) == 1.0
 
@@ -418,8 +423,8 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_seen_before_and_while_writing(tiny_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiny_disk / "m.onnx"
     write(path, 1.0)
+    (tiny_disk / "ballast").write_bytes(bytes(30_000))
     with pytest.raises(ResourceError, match=r"needs 24,\d+ bytes, .* has \d+,\d+ left"):
-        (tiny_disk / "ballast").write_bytes(bytes(30_000))
         write(path, 2.0, overwrite=True)
     monkeypatch.setattr(atomic, "require_space", lambda folder, size: None)
     for external in (False, True):
@@ -437,9 +442,10 @@ def test_a_disk_that_is_full_at_the_sync_is_a_resource_error(
         raise OSError(number, os.strerror(number))
 
     write(tmp_path / "m.onnx", 1.0)
-    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="disk is full"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fail)
-        write(tmp_path / "m.onnx", 2.0, overwrite=True)
+        with pytest.raises(ResourceError, match="disk is full"):
+            write(tmp_path / "m.onnx", 2.0, overwrite=True)
     assert value_of(tmp_path / "m.onnx") == 1.0
     assert names(tmp_path) == ["m.onnx"]
 
@@ -455,7 +461,7 @@ def test_a_file_system_that_became_read_only_rejects(tmp_path: Path, monkeypatch
     assert names(tmp_path) == []
 
 
-def test_paths_that_cannot_be_written_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_that_cannot_be_written_are_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("x")
     for path, error, message in (
         (tmp_path, UsageError, "is a folder"),
@@ -485,9 +491,14 @@ def test_a_text_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     save_text("old ä", tmp_path / "r.json")
     with pytest.raises(UsageError, match="exists"):
         save_text("new", tmp_path / "r.json")
-    with monkeypatch.context() as patch, pytest.raises(ResourceError):
-        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "")))
-        save_text("new", tmp_path / "r.json", overwrite=True)
+
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(ResourceError):
+            save_text("new", tmp_path / "r.json", overwrite=True)
     assert (tmp_path / "r.json").read_text("utf-8") == "old ä"
     assert names(tmp_path) == ["r.json"]
 

@@ -27,28 +27,31 @@ BLOCK = 1 << 24
 
 MEASURE = """
 import time
+{imports}
 begin = time.perf_counter()
 {code}
 seconds = time.perf_counter() - begin
 peak = next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith("VmHWM"))
 print(seconds, peak / 1024)
 """
-TOOLS = {
-    "shutil.copyfile": "import shutil; shutil.copyfile({data!r}, {target!r})",
+TOOLS = {  # imports, which are not timed, and what is
+    "shutil.copyfile": ("import shutil", "shutil.copyfile({data!r}, {target!r})"),
     "shutil.copyfile and fsync": (
-        "import os, shutil; shutil.copyfile({data!r}, {target!r}); os.fsync(os.open({target!r}, os.O_RDWR))"
+        "import os, shutil",
+        "shutil.copyfile({data!r}, {target!r}); os.fsync(os.open({target!r}, os.O_RDWR))",
     ),
     "onnxcomp": (
-        "import numpy as np\nfrom onnxcomp.io import load, save\n"
+        "import numpy as np\nfrom onnxcomp.io import load, save",
         "model = load({source!r})\nweight = model.graph.initializers[3]\n"
-        "weight.values = np.zeros(weight.shape, weight.dtype)\nsave(model, {target!r}, external_data=True)"
+        "weight.values = np.zeros(weight.shape, weight.dtype)\nsave(model, {target!r}, external_data=True)",
     ),
     "onnx": (
-        "import numpy as np, onnx\nmodel = onnx.load({source!r})\nold = model.graph.initializer[3]\n"
+        "import numpy as np, onnx",
+        "model = onnx.load({source!r})\nold = model.graph.initializer[3]\n"
         "old.CopyFrom(onnx.numpy_helper.from_array(np.zeros(tuple(old.dims), np.float32), old.name))\n"
-        "onnx.save(model, {target!r}, save_as_external_data=True, location='target.data')"
+        "onnx.save(model, {target!r}, save_as_external_data=True, location='target.data')",
     ),
-    "onnxslim": "import onnxslim\nonnxslim.slim({source!r}, {target!r}, save_as_external_data=True)",
+    "onnxslim": ("import onnxslim", "onnxslim.slim({source!r}, {target!r}, save_as_external_data=True)"),
 }
 
 
@@ -81,11 +84,10 @@ def make(folder: Path, gigabytes: float, *, sparse: bool = False) -> tuple[Path,
     return source, data
 
 
-def measure(python: str, code: str) -> tuple[float, float]:
-    """Seconds and peak MiB of some code in a process of its own."""
-    done = subprocess.run(
-        [python, "-c", MEASURE.format(code=code)], capture_output=True, text=True, cwd=ROOT, check=False
-    )
+def measure(python: str, imports: str, code: str) -> tuple[float, float]:
+    """Seconds of some code and peak MiB of the process of its own that it runs in."""
+    command = [python, "-c", MEASURE.format(imports=imports, code=code)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
     seconds, peak = done.stdout.split()[-2:]
@@ -105,13 +107,13 @@ def main() -> None:
         found: dict[str, list[tuple[float, float]]] = {}
         failed: dict[str, str] = {}
         for _ in range(args.rounds):
-            for name, template in TOOLS.items():
+            for name, (imports, template) in TOOLS.items():
                 target = folder / "out" / "target.onnx"
                 target.parent.mkdir()
                 code = template.format(source=str(source), data=str(data), target=str(target))
                 try:
                     found.setdefault(name, []).append(
-                        measure(args.python if name == "onnxslim" else sys.executable, code)
+                        measure(args.python if name == "onnxslim" else sys.executable, imports, code)
                     )
                 except RuntimeError as error:
                     failed[name] = str(error)

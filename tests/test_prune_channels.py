@@ -1,0 +1,264 @@
+"""The pass prune-channels: budgets, plans, repair, lossless removal, and exactness on whole architectures."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from onnxcomp import io
+from onnxcomp.calibration.data import Dataset, open_data
+from onnxcomp.calibration.split import limited
+from onnxcomp.errors import UsageError
+from onnxcomp.graph import Constant, Model
+from onnxcomp.macs import count_macs
+from onnxcomp.manager import Context, Pass, PassRecord, Pipeline
+from onnxcomp.passes.dim_plan import levels
+from onnxcomp.passes.dim_probe import plain_form
+from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dims import Group, couple
+from onnxcomp.passes.prune_channels import PruneChannels
+from onnxcomp.passes.surgery import remove
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import from_proto
+from tests.architectures import NAMES, TORCH, build
+
+LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup"
+Array = npt.NDArray[Any]
+
+
+# --- architectures ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_architecture_can_be_pruned_everywhere_and_exactly(name: str) -> None:
+    if name in TORCH and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    model = from_proto(build(name))
+    Pipeline.parse(LOSSLESS).run(model, Context())
+    found = couple(plain_form(model))
+    assert found.reachable() == 1.0
+    assert not found.unknown
+    exact = [g for g in found.groups if not g.averaged]
+    for groups, limit in ((exact, 1e-5), (found.groups, np.inf)):
+        units = [u for g in groups for u in g.units[: int(0.3 * g.width)]]
+        cut = remove(found, units)
+        assert found.probe.larger is not None
+        assert removal_error(found, units, cut.model, [found.probe.feeds, found.probe.larger]) < limit
+
+
+# --- the pass -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resnet(root: Path) -> tuple[Model, Dataset, dict[str, Array]]:
+    """A trained network of the project, after the lossless passes; calibration data; evaluation data with labels."""
+    model = io.load(root / "models" / "digits_resnet.onnx")
+    Pipeline.parse(LOSSLESS).run(model, Context())
+    data = open_data(root / "models" / "data" / "digits_resnet.calib.npz", open_session(model).inputs)
+    data = limited(data, 80)
+    with np.load(root / "models" / "data" / "digits_resnet.eval.npz") as file:
+        return model, data, dict(file)
+
+
+def accuracy(model: Model, evaluation: dict[str, Array]) -> float:
+    session = open_session(model)
+    name = session.inputs[0].name
+    scores = session.run({name: evaluation[name][:400]})[0]
+    return float(np.mean(scores.argmax(axis=1) == evaluation["labels"][:400]))
+
+
+def run(model: Model, one: str | Pass, data: Dataset | None = None, **given: Any) -> tuple[Model, PassRecord]:
+    copy = model.copy()
+    (record,) = Pipeline.parse([one]).run(copy, Context(data=data, **given))
+    return copy, record
+
+
+@pytest.fixture(scope="module")
+def narrowed(resnet: tuple[Model, Dataset, dict[str, Array]]) -> tuple[Model, PassRecord]:
+    model, data, _ = resnet
+    return run(model, "prune-channels:macs=0.6", data)
+
+
+def test_a_share_of_multiplications_is_kept_with_little_loss(
+    resnet: tuple[Model, Dataset, dict[str, Array]], narrowed: tuple[Model, PassRecord]
+) -> None:
+    model, _, evaluation = resnet
+    pruned, record = narrowed
+    assert count_macs(pruned).total <= 0.6 * count_macs(model).total
+    assert record.details["macs"] == pytest.approx(count_macs(pruned).total / count_macs(model).total, abs=0.01)
+    assert record.details["zero_slice_error"] < 1e-5
+    assert accuracy(pruned, evaluation) > accuracy(model, evaluation) - 0.03
+
+
+def test_repair_brings_the_outputs_back(narrowed: tuple[Model, PassRecord]) -> None:
+    _, record = narrowed
+    before, after = record.details["before_repair"], record.details["after_repair"]
+    assert after["sqnr_db"] > before["sqnr_db"] + 6
+
+
+def test_the_same_run_gives_the_same_weights(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, data, _ = resnet
+    spec, few = "prune-channels:macs=0.8:sensitivity=false:importance=energy", limited(data, 16)
+    assert run(model, spec, few)[0].to_bytes() == run(model, spec, few)[0].to_bytes()
+
+
+def test_widths_lie_on_the_grid(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, data, _ = resnet
+    _, record = run(model, "prune-channels:macs=0.6:sensitivity=false:repair=false", data)
+    assert any(entry["kept"] < entry["width"] for entry in record.details["plan"])
+    assert all(entry["kept"] == entry["width"] or entry["kept"] % 8 == 0 for entry in record.details["plan"])
+
+
+def test_a_dry_run_gives_the_plan_and_changes_nothing(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, data, _ = resnet
+    untouched, record = run(model, "prune-channels:macs=0.6:dry-run=true:sensitivity=false", data)
+    assert untouched.to_bytes() == model.to_bytes()
+    assert record.rewrites == 0
+    assert sum(entry["macs_saved"] for entry in record.details["plan"]) > 0
+    assert {r.reason for r in record.refused} >= {"a model input", "a model output"}
+
+
+def test_without_data_a_ratio_prunes_by_weights(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, _, _ = resnet
+    pruned, record = run(model, "prune-channels:ratio=0.5")
+    assert record.details["params"] < 0.5
+    assert {entry["importance"] for entry in record.details["plan"]} == {"l2"}
+    onnx.checker.check_model(pruned.to_bytes())
+
+
+def test_the_budget_for_parameters_counts_parameters(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, _, _ = resnet
+    _, record = run(model, "prune-channels:params=0.5")
+    assert 0.3 < record.details["params"] <= 0.5
+
+
+def test_the_drop_bounds_what_goes(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, data, _ = resnet
+    _, record = run(model, "prune-channels:drop=0.0:sensitivity=false:importance=energy", limited(data, 32))
+    assert record.rewrites == 0 or record.details["after_repair"]["drop"] == 0.0
+
+
+@pytest.mark.parametrize("method", ["l1", "l2", "energy", "obs"])
+def test_every_importance_makes_a_plan(resnet: tuple[Model, Dataset, dict[str, Array]], method: str) -> None:
+    model, data, _ = resnet
+    _, record = run(model, f"prune-channels:macs=0.7:dry-run=true:sensitivity=false:importance={method}", data)
+    assert record.details["macs"] <= 0.7
+    assert {entry["importance"] for entry in record.details["plan"]} == {method}
+
+
+def test_the_prune_map_says_what_was_kept(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    model, data, _ = resnet
+    pruned, record = run(model, "prune-channels:macs=0.7:sensitivity=false:repair=false", data)
+    old = {t.name: t.values for t in model.graph.initializers}
+    new = {t.name: t.values for t in pruned.graph.initializers}
+    kept: dict[str, dict[int, list[int]]] = {}
+    for entry in record.details["prune_map"]:
+        kept.setdefault(entry["tensor"], {})[entry["axis"]] = entry["kept"]
+    assert kept
+    for name, axes in kept.items():
+        expected = old[name]
+        for axis, indices in axes.items():
+            expected = np.take(expected, indices, axis=axis)
+        np.testing.assert_array_equal(new[name], expected)
+
+
+def test_without_data_and_budget_it_says_what_to_give(resnet: tuple[Model, Dataset, dict[str, Array]]) -> None:
+    with pytest.raises(UsageError, match="macs"):
+        run(resnet[0], "prune-channels")
+
+
+def test_two_budgets_are_refused() -> None:
+    with pytest.raises(UsageError, match="ratio and macs"):
+        PruneChannels(ratio=0.5, macs=0.5)
+
+
+def test_normalized_groups_are_left_alone_unless_asked_for() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[batch, 4] x) => (float[batch, 2] y) {
+        a = MatMul (x, w1)
+        b = LayerNormalization (a, scale)
+        y = MatMul (b, w2)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("w1", (4, 32)), ("scale", (32,)), ("w2", (32, 2))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    model = from_proto(proto)
+    _, left = run(model, "prune-channels:ratio=0.5")
+    assert left.rewrites == 0
+    assert any("normalized=true" in r.reason for r in left.refused)
+    _, taken = run(model, "prune-channels:ratio=0.5:normalized=true")
+    assert taken.details["params"] == pytest.approx(0.5)
+
+
+def test_levels_are_multiples_of_the_grid() -> None:
+    channel = Group("w", tuple(range(20)), {(Constant("w", np.zeros((20, 3))), 0): 1}, False)
+    head = Group("w", tuple(range(6)), {(Constant("w", np.zeros((6 * 4, 3))), 0): 4}, False)
+    assert [20 - n for n in levels(channel, 8, 8)] == [20, 16, 8]
+    assert [6 - n for n in levels(head, 8, 8)] == [6, 4, 2]
+
+
+# --- lossless -----------------------------------------------------------------------------------------------
+
+PLANTED = """<ir_version: 8, opset_import: ["" : 17]>
+net (float[batch, 3, 8, 8] x) => (float[batch, 2, 8, 8] y) {
+    a = Conv (x, w1, b1)
+    b = Relu (a)
+    y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+}
+"""
+
+
+def planted(**changes: Any) -> Model:
+    """Two convolutions; `changes` edit the weights w1 [16, 3, 1, 1], b1 [16], w2 [2, 16, 3, 3] in place."""
+    rng = np.random.default_rng(1)
+    weights = {
+        n: rng.normal(size=s).astype(np.float32)
+        for n, s in (("w1", (16, 3, 1, 1)), ("b1", (16,)), ("w2", (2, 16, 3, 3)))
+    }
+    for edit in changes.values():
+        edit(weights)
+    proto = onnx.parser.parse_model(PLANTED)
+    proto.graph.initializer.extend(numpy_helper.from_array(v, n) for n, v in weights.items())
+    return from_proto(proto)
+
+
+def unread(w: dict[str, Array]) -> None:
+    w["w2"][:, 3] = 0
+
+
+def silent(w: dict[str, Array]) -> None:
+    w["w1"][5], w["b1"][5] = 0, 0
+
+
+def doubled(w: dict[str, Array]) -> None:
+    w["w1"][9], w["b1"][9] = w["w1"][2], w["b1"][2]
+
+
+@pytest.mark.parametrize(("edit", "kind"), [(unread, "unread"), (silent, "zero"), (doubled, "duplicate")])
+def test_a_channel_without_effect_goes_without_loss(edit: Any, kind: str) -> None:
+    model = planted(edit=edit)
+    pruned, record = run(model, "prune-channels:lossless=true")
+    assert record.details["removed_without_loss"] == {kind: 1}
+    x = {"x": np.random.default_rng(2).normal(size=(3, 3, 8, 8)).astype(np.float32)}
+    np.testing.assert_allclose(open_session(pruned).run(x)[0], open_session(model).run(x)[0], rtol=1e-4, atol=1e-4)
+    assert count_macs(pruned).total * 16 == count_macs(model).total * 15
+
+
+def test_all_kinds_at_once_go_in_rounds() -> None:
+    _, record = run(planted(a=unread, b=silent, c=doubled), "prune-channels:lossless=true")
+    assert record.details["removed_without_loss"] == {"unread": 1, "zero": 1, "duplicate": 1}
+
+
+def test_a_model_without_such_channels_is_left_as_it_is() -> None:
+    model = planted()
+    untouched, record = run(model, "prune-channels:lossless=true")
+    assert record.rewrites == 0
+    assert untouched.to_bytes() == model.to_bytes()
