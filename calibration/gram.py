@@ -5,18 +5,18 @@ kernel, K = C/g * kh * kw entries per group), the squared error of a changed wei
 
     E |(W' - W)(x - m)|^2 = sum over rows d of  d (H - m m^T) d^T,     H = E[x x^T],  m = E[x]
 
-so H and m are all that rounding, pruning and re-solving need. Sums are float64 and add up over shards. Of large maps a
-seeded sample of positions is used.
+so H and m are all that rounding, pruning and re-solving need. The sums are the same in whatever order batches and
+shards come (sums.py). Of large maps a sample of positions is used.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp.calibration.sums import ExactSum
 from onnxcomp.linear import Linear
 
 __all__ = ["Gram", "patches"]
@@ -24,32 +24,45 @@ __all__ = ["Gram", "patches"]
 Array = npt.NDArray[Any]
 
 
-@dataclass
 class Gram:
-    """Sum of x x^T and of x over the rows seen: float64 [groups, K, K] and [groups, K]."""
+    """Sum of x x^T and of x over the rows seen: float64 [groups, K, K] and [groups, K].
 
-    products: Array
-    totals: Array
-    rows: int = 0
+    `rows` is the number of rows of each group.
+    """
+
+    __slots__ = ("rows", "sum", "sum_products")
+
+    def __init__(self, products: ExactSum, totals: ExactSum, rows: int = 0) -> None:
+        self.sum_products = products
+        self.sum = totals
+        self.rows = rows
 
     @classmethod
     def empty(cls, groups: int, length: int) -> Gram:
-        return cls(np.zeros((groups, length, length)), np.zeros((groups, length)))
+        return cls(ExactSum((groups, length, length), kept=2), ExactSum((groups, length), kept=2))
 
     def add(self, x: Array) -> None:
-        """Take rows in: [groups, rows, K]."""
+        """Take rows in: [groups, rows, K]. The rows of one call are summed in floating point, calls exactly."""
         if x.shape[0] == 1:  # one large product: the matrix library takes it in two dimensions only
-            self.products[0] += x[0].T @ x[0]
+            self.sum_products.add((x[0].T @ x[0])[None])
         else:
             wide = x.astype(np.float64)
-            self.products += np.matmul(wide.transpose(0, 2, 1), wide)
-        self.totals += x.sum(axis=1, dtype=np.float64)
+            self.sum_products.add(np.matmul(wide.transpose(0, 2, 1), wide))
+        self.sum.add(x.sum(axis=1, dtype=np.float64))
         self.rows += x.shape[1]
 
     def merge(self, other: Gram) -> None:
-        self.products = self.products + other.products
-        self.totals = self.totals + other.totals
+        self.sum_products.merge(other.sum_products)
+        self.sum.merge(other.sum)
         self.rows += other.rows
+
+    @property
+    def products(self) -> Array:
+        return self.sum_products.value
+
+    @property
+    def totals(self) -> Array:
+        return self.sum.value
 
     @property
     def mean(self) -> Array:

@@ -1,7 +1,8 @@
-"""From a histogram to the range that 8 bits shall cover.
+"""From a histogram to the range that few bits shall cover.
 
-Affine quantization (u8): x ~ s (q - z), q = clip(round(x / s) + z, 0, 255), s = (hi - lo) / 255, z = round(-lo / s),
-with lo <= 0 <= hi so that zero is exact. Symmetric (s8): s = max(|lo|, |hi|) / 127, z = 0.
+Affine quantization: x ~ s (q - z), q = clip(round(x / s) + z, first, last). Unsigned with b bits: first = 0,
+last = 2^b - 1, s = (hi - lo) / last, z = round(-lo / s), with lo <= 0 <= hi so that zero is exact. Signed and symmetric:
+first = -2^(b-1), last = 2^(b-1) - 1, s = max(|lo|, |hi|) / last, z = 0.
 
 Methods: `minmax` takes the extremes; `percentile` cuts the outermost share of values; `mse` minimizes the expected
 squared error sum_i n_i (Q(c_i) - c_i)^2 over lo and hi; `entropy` minimizes the Kullback-Leibler divergence between
@@ -28,67 +29,90 @@ _ENTROPY_BINS = 2048
 
 @dataclass(frozen=True)
 class QuantParameters:
-    """Scale (positive float32 value) and zero point of a tensor; `signed` is s8, else u8."""
+    """Scale (positive float32 value), zero point, signedness and bits of a tensor."""
 
     scale: float
     zero_point: int
     signed: bool = False
+    bits: int = 8
 
     @property
     def dtype(self) -> type[np.int8] | type[np.uint8]:
+        """The numpy type that holds the codes, one per element."""
         return np.int8 if self.signed else np.uint8
 
     @property
+    def first(self) -> int:
+        """The lowest code."""
+        return -(1 << self.bits - 1) if self.signed else 0
+
+    @property
+    def last(self) -> int:
+        """The highest code."""
+        return (1 << self.bits - 1) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
     def low(self) -> float:
-        return self.scale * ((-128 if self.signed else 0) - self.zero_point)
+        return self.scale * (self.first - self.zero_point)
 
     @property
     def high(self) -> float:
-        return self.scale * ((127 if self.signed else 255) - self.zero_point)
+        return self.scale * (self.last - self.zero_point)
 
     def apply(self, values: Array) -> Array:
         """Quantize and dequantize (float64)."""
-        first, last = (-128, 127) if self.signed else (0, 255)
-        q = np.clip(np.rint(values / self.scale) + self.zero_point, first, last)
+        q = np.clip(np.rint(values / self.scale) + self.zero_point, self.first, self.last)
         return np.asarray(self.scale * (q - self.zero_point))
 
 
-def parameters(low: float, high: float, *, signed: bool = False) -> QuantParameters:
-    """Scale and zero point that cover low..high (extended to hold zero)."""
+def parameters(low: float, high: float, *, signed: bool = False, bits: int = 8) -> QuantParameters:
+    """Scale and zero point that cover low..high (extended to hold zero) with 2 to 8 bits."""
     low, high = min(low, 0.0), max(high, 0.0)
-    tiny = float(np.finfo(np.float32).tiny)
-    if signed:
-        return QuantParameters(float(np.float32(max(-low, high, tiny) / 127)), 0, True)
-    scale = float(np.float32(max(high - low, tiny) / 255))
-    return QuantParameters(scale, int(np.clip(np.rint(-low / scale), 0, 255)))
+    scale, zero_point = _grid(np.array([low]), np.array([high]), signed, bits)
+    return QuantParameters(float(scale[0]), int(zero_point[0]), signed, bits)
 
 
-def choose(statistics: TensorStatistics, method: Method, *, signed: bool = False, share: float = 0.9999) -> QuantParameters:
-    """Scale and zero point for what was seen of a tensor. `share` is the part of values that `percentile` keeps."""
+def choose(
+    statistics: TensorStatistics, method: Method, *, signed: bool = False, share: float = 0.9999, bits: int = 8
+) -> QuantParameters:
+    """Scale and zero point for what was seen of a tensor. `share` is the part of values that `percentile` keeps.
+
+    Raises UsageError for an unknown method or a number of bits that is not from 2 to 8.
+    """
     if method not in get_args(Method):
         raise UsageError(f"unknown range method {method!r}; known: {', '.join(get_args(Method))}")
+    if not 2 <= bits <= 8:
+        raise UsageError(f"a value cannot be quantized to {bits} bits; give 2 to 8")
     low, high = min(statistics.minimum, 0.0), max(statistics.maximum, 0.0)
     if not statistics.count or low == high:
-        return parameters(0.0, 1.0 if not statistics.count else max(high, 1e-6), signed=signed)
+        return parameters(0.0, 1.0 if not statistics.count else max(high, 1e-6), signed=signed, bits=bits)
     centers, counts = statistics.histogram.bins()
     if method == "percentile":
         low, high = _percentile(centers, counts, low, high, share)
     elif method == "entropy":
-        low, high = _entropy(centers, counts, low, high)
+        low, high = _entropy(centers, counts, low, high, signed, bits)
     elif method == "mse":
-        low, high = _mse(np.clip(centers, low, high), counts, low, high, signed)
-    return parameters(low, high, signed=signed)
+        low, high = _mse(statistics, low, high, signed, bits)
+    return parameters(low, high, signed=signed, bits=bits)
 
 
 def squared_error(statistics: TensorStatistics, chosen: QuantParameters) -> float:
     """Expected squared error of a value, by the histogram."""
-    centers, counts = statistics.histogram.bins()
-    centers = np.clip(centers, statistics.minimum, statistics.maximum)
-    return _error(centers, counts, chosen) / max(float(counts.sum()), 1.0)
+    edges, counts = _edges(statistics)
+    low, high = np.array([chosen.low]), np.array([chosen.high])
+    error = _errors(edges, counts, low, high, chosen.signed, chosen.bits)
+    return float(error[0]) / max(float(counts.sum()), 1.0)
 
 
-def _error(centers: Array, counts: Array, chosen: QuantParameters) -> float:
-    return float((counts * np.square(chosen.apply(centers) - centers)).sum())
+def _grid(low: Array, high: Array, signed: bool, bits: int) -> tuple[Array, Array]:
+    """Scales (float64 that are float32 values) and zero points of several ranges."""
+    last = (1 << bits - 1) - 1 if signed else (1 << bits) - 1
+    width = np.maximum(-low, high) if signed else high - low
+    scale = (np.maximum(width, np.finfo(np.float32).tiny) / last).astype(np.float32).astype(np.float64)
+    # The division can end below the smallest float32.
+    scale = np.maximum(scale, float(np.finfo(np.float32).smallest_subnormal))
+    zero_point = np.zeros_like(scale) if signed else np.clip(np.rint(-low / scale), 0, last)
+    return scale, zero_point
 
 
 def _percentile(centers: Array, counts: Array, low: float, high: float, share: float) -> tuple[float, float]:
@@ -99,30 +123,76 @@ def _percentile(centers: Array, counts: Array, low: float, high: float, share: f
     return max(low, min(lowest, 0.0)), min(high, max(highest, 0.0))
 
 
-def _mse(centers: Array, counts: Array, low: float, high: float, signed: bool) -> tuple[float, float]:
+def _mse(statistics: TensorStatistics, low: float, high: float, signed: bool, bits: int) -> tuple[float, float]:
     """Coordinate search: shrink one end, then the other, first in coarse and then in fine steps."""
-    best = _error(centers, counts, parameters(low, high, signed=signed))
-    start = (low, high)
-    for steps in (np.linspace(1.0, 0.2, 41), np.linspace(1.06, 0.94, 25), np.linspace(1.02, 0.98, 21)):
-        for end in (1, 0):
-            anchor = (low, high)
-            for factor in steps:
-                trial = (low, min(anchor[1] * factor, start[1])) if end else (max(anchor[0] * factor, start[0]), high)
-                if trial[0] == trial[1]:
-                    continue
-                error = _error(centers, counts, parameters(*trial, signed=signed))
-                if error < best:
-                    best, (low, high) = error, trial
+    edges, counts = _edges(statistics)
+    if signed:  # one search: both ends depend on the larger one
+        low, high = -max(-low, high), max(-low, high)
+    full = (low, high)
+    best = float(_errors(edges, counts, np.array([low]), np.array([high]), signed, bits)[0])
+    floor = 0.2 if bits == 8 else 0.05  # of the range: fewer codes clip more
+    for steps in (np.linspace(1.0, floor, 25), np.linspace(1.04, 0.96, 11), np.linspace(1.008, 0.992, 7)):
+        for end in (1,) if signed else (1, 0):
+            if (high if end else low) == 0:
+                continue
+            highs = np.minimum(high * steps, full[1]) if end else np.full(steps.shape, high)
+            lows = np.full(steps.shape, low) if end else np.maximum(low * steps, full[0])
+            errors = _errors(edges, counts, -highs if signed else lows, highs, signed, bits)
+            found = int(errors.argmin())
+            if errors[found] < best:
+                best, high = float(errors[found]), float(highs[found])
+                low = -high if signed else float(lows[found])
     return low, high
 
 
-def _entropy(centers: Array, counts: Array, low: float, high: float) -> tuple[float, float]:
-    """One threshold on |x|, applied to both ends."""
+def _edges(statistics: TensorStatistics) -> tuple[Array, Array]:
+    """Where each bin begins and ends, inside of what was seen: float32 [2, bins]; and counts: float32 [bins]."""
+    centers, counts = statistics.histogram.bins()
+    half = np.where(centers == 0, 0.0, np.ldexp(1.0, np.frexp(centers)[1] - 9))  # 7 bits of mantissa
+    edges = np.clip(np.stack([centers - half, centers + half]), statistics.minimum, statistics.maximum)
+    return edges.astype(np.float32), counts.astype(np.float32)
+
+
+def _errors(edges: Array, counts: Array, lows: Array, highs: Array, signed: bool, bits: int) -> Array:
+    """The summed squared error for each of several ranges, values spread evenly inside of their bins.
+
+    In units of the scale, with k the code of u, the integral of (u - k)^2 from 0 to u is k / 12 + (u - k)^3 / 3, also
+    where k is clipped. A bin at the end of the range is wider than a code, so its center alone would tell nothing.
+    """
+    scale, zero_point = _grid(lows, highs, signed, bits)
+    first = -float(1 << bits - 1) if signed else 0.0
+    last = float((1 << bits - 1) - 1 if signed else (1 << bits) - 1)
+    # In place: [2, ranges, bins] is as much as a cache holds.
+    rest = edges[:, None, :] / scale.astype(np.float32)[:, None]
+    width = rest[1] - rest[0]
+    code = np.rint(rest)
+    np.clip(code, (first - zero_point)[:, None], (last - zero_point)[:, None], out=code)
+    rest -= code
+    square = rest * rest
+    rest *= square
+    rest *= np.float32(1 / 3)
+    code *= np.float32(1 / 12)
+    rest += code
+    wide = width > 0
+    mean = np.where(wide, (rest[1] - rest[0]) / np.where(wide, width, 1), square[0])
+    return np.asarray((mean @ counts).astype(np.float64) * np.square(scale))
+
+
+def _entropy(
+    centers: Array, counts: Array, low: float, high: float, signed: bool, bits: int
+) -> tuple[float, float]:
+    """One threshold on |x|, applied to both ends. Zeros do not count: they are exact, and behind a Relu they would
+    outweigh all that is to be told apart.
+    """
+    counts = np.where(centers == 0, 0.0, counts)
+    if not counts.any():
+        return low, high
     limit = max(-low, high)
     width = limit / _ENTROPY_BINS
     index = np.minimum((np.abs(centers) / width).astype(np.int64), _ENTROPY_BINS - 1)
     histogram = np.bincount(index, weights=counts, minlength=_ENTROPY_BINS)
-    levels = 128
+    one_sided = not signed and (low == 0 or high == 0)
+    levels = 1 << (bits if one_sided else bits - 1)
     best, threshold = np.inf, limit
     for last in range(levels, _ENTROPY_BINS + 1, 16):
         inner = histogram[:last]

@@ -51,7 +51,7 @@ class Reference:
                 pass
         return self.file.read(self.offset, self.length)
 
-    def chunks(self) -> Iterator[Bytes]:
+    def chunks(self) -> Iterator[memoryview]:
         """The range in pieces, read one after the other, so that it is never in memory as a whole."""
         return self.file.chunks(self.offset, self.length)
 

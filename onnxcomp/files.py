@@ -20,14 +20,14 @@ __all__ = ["CHUNK_BYTES", "Bytes", "OpenFile", "open_regular"]
 
 Bytes = npt.NDArray[np.uint8]
 
-CHUNK_BYTES = 1 << 22  # fits the cache of the processor, so that what was read is hashed and written from there
+CHUNK_BYTES = 1 << 20  # stays in the cache of the processor until it is hashed and written
 
 
 class OpenFile:
     """A regular file that stays what it is: saving puts another file at its path, and this one is still read.
 
-    `size` is in bytes, `identity` tells one state of one file from every other. Several threads may read at once. Raises ModelError where `open_regular` does, and in every
-    method if the file has become another one or shorter since.
+    `size` is in bytes; `identity` tells one state of one file from every other. Several threads may read at once.
+    Raises ModelError where `open_regular` does, and in every method if the file has become another one or shorter.
     """
 
     def __init__(self, path: Path, what: str, *, follow: bool = True) -> None:
@@ -53,7 +53,7 @@ class OpenFile:
     def read(self, offset: int, length: int) -> Bytes:
         """`length` bytes from `offset` on, in memory."""
         buffer = np.empty(length, np.uint8)
-        view, done = memoryview(buffer), 0
+        view, done = buffer.data, 0
         with self._lock, self._opened() as file:
             file.seek(offset)
             while done < length:
@@ -63,10 +63,10 @@ class OpenFile:
                 done += count
         return buffer
 
-    def chunks(self, offset: int, length: int) -> Iterator[Bytes]:
+    def chunks(self, offset: int, length: int) -> Iterator[memoryview]:
         """The same in pieces of at most `CHUNK_BYTES`."""
         for start in range(offset, offset + length, CHUNK_BYTES):
-            yield self.read(start, min(CHUNK_BYTES, offset + length - start))
+            yield self.read(start, min(CHUNK_BYTES, offset + length - start)).data
 
     def map(self, offset: int, length: int) -> Bytes:
         """The same range mapped, read-only: memory is taken by the pages that are looked at, and can be dropped.

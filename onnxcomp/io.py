@@ -26,10 +26,11 @@ from onnxcomp.errors import ModelError, OnnxcompError, ResourceError
 from onnxcomp.external import Storage, unsafe_location
 from onnxcomp.files import OpenFile
 from onnxcomp.graph import Model
+from onnxcomp.protos import slot
+from onnxcomp.protos import tensors as lazy_tensors
 from onnxcomp.safety import check
 from onnxcomp.serde import export_model, from_proto, import_model
-from onnxcomp.serde import tensors as lazy_tensors
-from onnxcomp.splice import Spliced, slot, splice
+from onnxcomp.splice import Spliced, splice
 from onnxcomp.tensors import tensors
 from onnxcomp.weights import Buffer, Weight
 from onnxcomp.wire import read_skeleton
@@ -43,7 +44,7 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written: the model file, its data file if there is one, their bytes together, SHA-256 of the model file."""
+    """What was written: the model file and its data file, if any, their bytes together, SHA-256 of the model file."""
 
     path: Path
     data: Path | None
@@ -149,8 +150,8 @@ def model_bytes(path: Path) -> int:
     """Size of a model file together with the data files that it refers to."""
     proto = read_skeleton(path).proto
     names = {e.value for _, t in tensors(proto) for e in t.external_data if e.key == "location"}
-    files = {path.parent / n for n in names if unsafe_location(n) is None}
-    return path.stat().st_size + sum(f.stat().st_size for f in files if f.is_file())
+    files = [path, *(path.parent / n for n in names if unsafe_location(n) is None)]
+    return sum(f.stat().st_size for f in files if f.is_file())
 
 
 # --- loading ---------------------------------------------------------------------------------------------------

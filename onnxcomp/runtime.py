@@ -13,12 +13,16 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.errors import ModelError, ProviderError, ResourceError, UsageError
+from onnxcomp.errors import ModelError, OnnxcompError, ProviderError, ResourceError, UsageError
+
+if TYPE_CHECKING:
+    from onnxcomp.graph import Model
+    from onnxcomp.weights import Weight
 
 __all__ = [
     "FLOAT_KERNELS",
@@ -50,6 +54,8 @@ INT8_KERNELS = frozenset(
 FLOAT_KERNELS = frozenset(
     "Conv FusedConv MatMul Gemm FusedMatMul FusedGemm ConvTranspose Attention MultiHeadAttention LSTM GRU RNN".split()
 )
+
+_MESSAGE_LIMIT = (1 << 31) - 1  # bytes of one protobuf message
 
 _NUMPY_TYPES: dict[str, Any] = {
     "float": np.float32, "double": np.float64, "float16": np.float16, "int8": np.int8, "int16": np.int16,
@@ -98,9 +104,10 @@ class Session:
     `inputs` are the required inputs: initializers that are also graph inputs (overridable) are not among them.
     """
 
-    def __init__(self, native: Any, provider: str) -> None:
+    def __init__(self, native: Any, provider: str, kept: Sequence[Any] = ()) -> None:
         self.native = native
         self.provider = provider
+        self._kept = kept  # memory that the session uses but does not own
         self.inputs = tuple(_spec(i) for i in native.get_inputs())
         self.outputs = tuple(_spec(o) for o in native.get_outputs())
 
@@ -118,13 +125,16 @@ def open_session(
     optimize: bool = True,
     profile: str | None = None,
     config: Mapping[str, str] | None = None,
+    memory_pattern: bool = True,
 ) -> Session:
     """Open a session on `provider` ("cpu", "cuda", "tensorrt", or ONNX Runtime's own provider name).
 
-    `model` is a path, serialized bytes, a ModelProto or an onnxcomp Model. `threads` is the number of intra-operator
-    threads, 0 for all cores. `optimize=False` switches off every graph optimization of ONNX Runtime, so the model
+    `model` is a path, serialized bytes, a ModelProto, an onnxcomp Model, or the pair that `export_model` makes of one
+    (its message is used up); the last two may be above 2 GB. `threads` is the number of intra-operator threads, 0 for
+    all cores. `optimize=False` switches off every graph optimization of ONNX Runtime, so the model
     runs as it is written. `profile` is a file name prefix: profiling is on and `native.end_profiling()` gives the
     file. `config` holds further session options (keys as in onnxruntime_session_options_config_keys.h).
+    `memory_pattern=False` takes memory piece by piece: less of it where many outputs are fetched, and a few runs only.
 
     Raises ModelError if ONNX Runtime does not take the model, ProviderError if the provider is not there or did not
     load, ResourceError if memory ran out.
@@ -135,6 +145,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = memory_pattern
     options.log_severity_level = 4  # errors come back as exceptions; what is logged besides is noise for the user
     # Threads that spin after a run would burn the cores of the next session in the same process.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -148,8 +159,11 @@ def open_session(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # an unknown provider is only a warning in ONNX Runtime
-            native = ort.InferenceSession(_source(model), options, providers=[name], enable_fallback=0)
+            source, kept = _source(model, options)
+            native = ort.InferenceSession(source, options, providers=[name], enable_fallback=0)
         native.disable_fallback()
+    except OnnxcompError:
+        raise
     except MemoryError as error:
         raise ResourceError(f"out of memory while loading {_label(model)}") from error
     except Exception as error:
@@ -159,7 +173,7 @@ def open_session(
             f"{name} is in this build of onnxruntime but did not load, so the model would run on "
             f"{', '.join(native.get_providers())}; `onnxcomp doctor` says which library is missing"
         )
-    return Session(native, name)
+    return Session(native, name, kept)
 
 
 def provider_name(provider: str) -> str:
@@ -212,14 +226,49 @@ def _spec(native: Any) -> TensorSpec:
     return TensorSpec(native.name, native.type, shape)
 
 
-def _source(model: Any) -> str | bytes:
+def _source(model: Any, options: Any) -> tuple[str | bytes, list[Any]]:
+    """What ONNX Runtime reads, and what has to live as long as the session: weights that are handed over beside it."""
     if isinstance(model, (str, os.PathLike)):
-        return os.fspath(model)
+        return os.fspath(model), []
     if isinstance(model, bytes):
-        return model
+        return model, []
     if isinstance(model, _HasBytes):
-        return model.to_bytes()
-    return bytes(model.SerializeToString())
+        from onnxcomp.serde import export_model
+
+        model = export_model(cast("Model", model))
+    if not isinstance(model, tuple):
+        return bytes(model.SerializeToString()), []
+    proto, payloads = model
+    return _joined(proto, payloads, options)
+
+
+def _joined(proto: Any, payloads: list[Weight], options: Any) -> tuple[bytes, list[Any]]:
+    """An exported model as one message; above the limit of a message, the weights of the main graph stay beside it."""
+    import onnxruntime as ort
+
+    from onnxcomp.protos import inline, slot
+
+    kept: list[Any] = []
+    if proto.ByteSize() + sum(p.nbytes for p in payloads) > _MESSAGE_LIMIT:
+        names, values = [], []
+        for tensor in proto.graph.initializer:
+            index = slot(tensor)
+            weight = None if index is None else payloads[index]
+            if weight is not None and weight.dtype.kind in "biuf" and weight.dtype.isbuiltin:
+                array = np.ascontiguousarray(weight.load())
+                names.append(tensor.name)
+                values.append(ort.OrtValue.ortvalue_from_numpy(array))
+                kept.append(array)
+                tensor.external_data[0].value = "beside"  # a location: no stub any more, and no file either
+        options.add_external_initializers(names, values)
+        kept += values
+    inline(proto, payloads)
+    if proto.ByteSize() > _MESSAGE_LIMIT:
+        raise ResourceError(
+            f"the model has {proto.ByteSize():,} bytes in subgraphs, attributes and 4-bit or bfloat16 weights, more "
+            "than ONNX Runtime reads in one message; save the model and give its path"
+        )
+    return bytes(proto.SerializeToString(deterministic=True)), kept
 
 
 def _label(model: Any) -> str:

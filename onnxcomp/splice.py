@@ -12,11 +12,11 @@ from typing import Any
 
 from onnx import ModelProto, TensorProto
 
-from onnxcomp.serde import SLOT
+from onnxcomp.protos import SLOT, slot
 from onnxcomp.weights import Buffer, Weight
 from onnxcomp.wire import encode_varint, holders
 
-__all__ = ["Spliced", "slot", "splice"]
+__all__ = ["Spliced", "splice"]
 
 _MARK = SLOT.encode()
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
@@ -46,13 +46,6 @@ class Spliced:
                 yield from piece.chunks()
             else:
                 yield piece
-
-
-def slot(tensor: TensorProto) -> int | None:
-    """The number of the payload that belongs into a tensor, None if it is no stub."""
-    if tensor.data_location != TensorProto.EXTERNAL or not tensor.external_data:
-        return None
-    return int(tensor.external_data[1].value) if tensor.external_data[0].value == SLOT else None
 
 
 def splice(proto: ModelProto, payloads: list[Weight]) -> Spliced:

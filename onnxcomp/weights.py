@@ -18,18 +18,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.external import Reference, element_bytes
 from onnxcomp.files import CHUNK_BYTES
+from onnxcomp.tensors import ELEMENT_BITS
 
 __all__ = ["Weight"]
 
 Array = npt.NDArray[Any]
-Buffer = bytes | memoryview | npt.NDArray[np.uint8]
+Buffer = bytes | memoryview
 
 # Element types that ONNX packs below one byte: numpy holds one element per byte, the file several.
-_PACKED = frozenset(
-    getattr(TensorProto, name)
-    for name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2")
-    if hasattr(TensorProto, name)
-)
+_PACKED = frozenset(data_type for data_type, bits in ELEMENT_BITS.items() if bits < 8)
 
 
 class Weight:
@@ -100,7 +97,7 @@ class Weight:
         return proto
 
     def chunks(self) -> Iterator[Buffer]:
-        """The payload as ONNX's raw bytes, in pieces of at most 4 MiB; what lies in a file is read piece by piece."""
+        """The payload as ONNX's raw bytes, in pieces of at most 1 MiB; what lies in a file is read piece by piece."""
         if isinstance(self._source, Reference):
             yield from self._source.chunks()
             return
@@ -119,7 +116,7 @@ class Weight:
             state.update(repr(self.load().tolist()).encode())
         else:
             for chunk in self.chunks():
-                state.update(chunk)  # type: ignore[arg-type]  # arrays are buffers, though not for mypy before Python 3.12
+                state.update(chunk)
         return state.digest()
 
     def __repr__(self) -> str:

@@ -1,9 +1,15 @@
-"""Multiplications and parameters of a model as functions of how many units each group keeps."""
+"""Multiplications, parameters and work of a model as functions of how many units each group keeps.
+
+Work is what the kernels of ONNX Runtime's CPU provider compute: multiplications with the input and output channels of
+plain convolutions rounded up to the block of the instruction set. It follows the latency of convolutional networks far
+better than multiplications do (measured: 3x3, 32 to 24 channels: 1.0 of the time, 32 to 16: 0.6).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,22 +26,33 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class _Item:
-    """Something that costs `full`, in proportion to the extents of axes: [(extent, {group: slices per unit})]."""
+    """Something that costs `full`, in proportion to the extents of axes: [(extent, {group: slices per unit})].
+
+    Extents count in steps of `block`.
+    """
 
     full: float
     axes: tuple[tuple[int, Mapping[int, float]], ...]
+    block: int = 1
 
     def at(self, removed: Sequence[int]) -> float:
         cost = self.full
         for extent, shares in self.axes:
-            cost *= 1 - sum(share * removed[g] for g, share in shares.items()) / extent
+            kept = extent - sum(share * removed[g] for g, share in shares.items())
+            cost *= self._blocked(kept) / self._blocked(extent)
         return cost
+
+    def _blocked(self, extent: float) -> float:
+        """The extent in whole blocks; a tenth of the gain inside a block counts, as a narrower map is less to move."""
+        if self.block == 1:
+            return extent
+        return 0.9 * self.block * math.ceil(extent / self.block - 1e-9) + 0.1 * extent
 
 
 class Costs:
-    """`macs(removed)` and `params(removed)`, where removed[g] is the number of units that group g loses."""
+    """`of(kind, removed)` for the kinds macs, params and work, where removed[g] units of group g are gone."""
 
-    def __init__(self, coupling: Coupling, groups: Sequence[Group]) -> None:
+    def __init__(self, coupling: Coupling, groups: Sequence[Group], block: int = 1) -> None:
         self._coupling = coupling
         self._group_of = np.full(len(coupling.pinned), -1)
         for g, group in enumerate(groups):
@@ -43,22 +60,19 @@ class Costs:
         self._widths = [group.width for group in groups]
         known = {t.name: dims for t, dims in coupling.probe.shapes.items()}
         counted = count_macs(coupling.model, known=known)
-        self._macs = [item for node, macs in counted.nodes.items() for item in self._node_items(node, macs)]
-        self._params = [
-            self._item(tensor.weight.size, [(tensor, k) for k in range(len(tensor.shape))])
-            for tensor in weights(coupling.model)
-        ]
-        self._touching: dict[str, list[list[_Item]]] = {}
-        for kind, items in (("macs", self._macs), ("params", self._params)):
-            self._touching[kind] = [
-                [i for i in items if any(g in shares for _, shares in i.axes)] for g in range(len(groups))
-            ]
+        pairs = [(node, item) for node, macs in counted.nodes.items() for item in self._node_items(node, macs)]
+        self._items: dict[str, list[_Item]] = {
+            "macs": [item for _, item in pairs],
+            "work": [replace(item, block=block) if _in_blocks(node) else item for node, item in pairs],
+            "params": [self._item(t.weight.size, self._all_axes(t)) for t in weights(coupling.model)],
+        }
+        self._touching = {
+            kind: [[i for i in items if any(g in shares for _, shares in i.axes)] for g in range(len(groups))]
+            for kind, items in self._items.items()
+        }
 
-    def macs(self, removed: Sequence[int]) -> float:
-        return sum(item.at(removed) for item in self._macs)
-
-    def params(self, removed: Sequence[int]) -> float:
-        return sum(item.at(removed) for item in self._params)
+    def of(self, kind: str, removed: Sequence[int]) -> float:
+        return sum(item.at(removed) for item in self._items[kind])
 
     def gain(self, kind: str, removed: Sequence[int], g: int, more: int) -> float:
         """What is saved if group g loses `more` units on top of `removed`."""
@@ -90,3 +104,7 @@ class Costs:
                 shares = {int(g): float(c) / self._widths[g] for g, c in zip(numbers, counts, strict=True)}
                 found.append((len(groups), shares))
         return _Item(float(full), tuple(found))
+
+
+def _in_blocks(node: Node) -> bool:
+    return node.op in ("Conv", "FusedConv") and int(node.attrs.get("group", 1)) == 1

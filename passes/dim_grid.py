@@ -9,18 +9,23 @@ from __future__ import annotations
 import functools
 import itertools
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp.graph import Model
 from onnxcomp.runtime import Session, open_session
 
-__all__ = ["measured_grid"]
+__all__ = ["measured_grid", "time_ratio"]
 
 _STEPS = (16, 8, 4)
 _WIDTH = 64
 _ROUNDS = 15
 _FASTER = 0.96
+_SECONDS = 0.5
 
 
 @functools.cache
@@ -39,6 +44,19 @@ def measured_grid(provider: str = "cpu") -> int:
             best[width] = min(best[width], time.perf_counter() - begin)
     useful = [s for s in _STEPS if best[_WIDTH - s] < _FASTER * best[_WIDTH]]
     return min(useful, default=_STEPS[0])
+
+
+def time_ratio(before: Model, after: Model, feeds: Mapping[str, npt.NDArray[Any]], *, threads: int = 1) -> float:
+    """Time of one run of `after` over that of `before`: least of interleaved runs, over about half a second."""
+    sessions = [open_session(model, threads=threads) for model in (before, after)]
+    best = [float("inf")] * 2
+    end = time.perf_counter() + _SECONDS
+    while time.perf_counter() < end or not np.isfinite(best[1]):
+        for k, session in enumerate(sessions):
+            begin = time.perf_counter()
+            session.run(feeds)
+            best[k] = min(best[k], time.perf_counter() - begin)
+    return best[1] / best[0]
 
 
 def _session(width: int, provider: str) -> Session:

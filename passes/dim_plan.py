@@ -13,15 +13,19 @@ from onnxcomp.passes.importance import Curve
 __all__ = ["Budget", "allocate", "levels", "uniform"]
 
 
+_LEVELS = 64
+
+
 @dataclass(frozen=True)
 class Budget:
-    """The share of `kind` (multiplications or parameters) that may stay."""
+    """The share of `kind` (macs, params or work) that may stay; steps are compared by what they save of `price`."""
 
     kind: str
     share: float
+    price: str
 
     def cost(self, costs: Costs, removed: Sequence[int]) -> float:
-        return costs.macs(removed) if self.kind == "macs" else costs.params(removed)
+        return costs.of(self.kind, removed)
 
 
 def channels_per_unit(group: Group) -> int:
@@ -29,10 +33,17 @@ def channels_per_unit(group: Group) -> int:
     return min(group.axes.values())
 
 
+def _convolves(group: Group) -> bool:
+    return any("Conv" in str(node.op) for tensor, _ in group.axes for node in tensor.outputs)
+
+
 def levels(group: Group, grid: int, least: int) -> list[int]:
-    """Numbers of units that may go, ascending from 0: what stays is a multiple of `grid` channels, at least `least`."""
+    """Numbers of units that may go, ascending from 0: what stays is a multiple of `grid` channels, at least `least`.
+
+    Matrix products take any width equally well: groups without a convolution have a finer grid, at most 64 levels.
+    """
     size = channels_per_unit(group)
-    step = grid // math.gcd(grid, size)
+    step = grid // math.gcd(grid, size) if _convolves(group) else max(1, group.width // _LEVELS)
     lowest = max(1, -(-least // size))
     kept = [k for k in range(group.width - 1, lowest - 1, -1) if k % step == 0]
     return [0, *(group.width - k for k in kept)]
@@ -71,7 +82,7 @@ def allocate(
             for n in ladder[g]:
                 if n <= removed[g] or not allowed(g, n):
                     continue
-                gain = costs.gain(budget.kind, removed, g, n - removed[g])
+                gain = costs.gain(budget.price, removed, g, n - removed[g])
                 price = float(curve.errors[n] - curve.errors[removed[g]]) / max(gain, 1e-9)
                 if gain > 0 and (best is None or price < best[0]):
                     best = (price, g, n)

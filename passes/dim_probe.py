@@ -6,7 +6,7 @@ the same vector of zeros are not coupled by it. Weights of two or more axes stay
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxcomp.graph import Constant, Graph, Model
 from onnxcomp.passes.dim_atoms import Dims
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model
-from onnxcomp.shapes import infer
+from onnxcomp.shapes import Shapes, infer
 from onnxcomp.synthesis import synthesize, usable_inputs
 
 __all__ = ["Probe", "plain_form", "probe"]
@@ -113,17 +113,22 @@ def probe(model: Model, sample: Feeds | None = None) -> Probe:
 
 
 def _shapes(model: Model, feeds: Feeds) -> dict[Any, Dims]:
-    """Shapes by tensor: measured, or else inferred (a branch that did not run)."""
-    known = concrete_shapes(model, feeds)
-    types = concrete_types(model, known=known)
+    """Shapes by tensor: inferred for these inputs, and measured by a run where inference leaves any of them open."""
+    known: dict[str, Dims] = {name: tuple(np.shape(value)) for name, value in feeds.items()}
+    tensors = dict.fromkeys(_tensors(model))
+    found = _inferred(tensors, concrete_types(model, known=known))
+    if len(found) < len(tensors):
+        known = concrete_shapes(model, feeds)
+        found = _inferred(tensors, concrete_types(model, known=known))
+        found.update({t: known[t.name] for t in tensors if t.name in known and not isinstance(t, Constant)})
+    return found
+
+
+def _inferred(tensors: Iterable[Any], types: Shapes) -> dict[Any, Dims]:
     found: dict[Any, Dims] = {}
-    for tensor in _tensors(model):
+    for tensor in tensors:
         dims = types[tensor].shape
-        if isinstance(tensor, Constant):
-            found[tensor] = tensor.weight.shape
-        elif tensor.name in known:
-            found[tensor] = known[tensor.name]
-        elif dims is not None and all(isinstance(d, int) for d in dims):
+        if dims is not None and all(isinstance(d, int) for d in dims):
             found[tensor] = tuple(d for d in dims if isinstance(d, int))
     return found
 

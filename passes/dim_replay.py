@@ -46,7 +46,10 @@ class Replay:
         kept: list[dict[str, Array]] | None = []
         used = 0
         for feeds in self._feeds():
-            found = dict(zip(fresh, session.run(feeds, fresh), strict=True)) if session is not None else {}
+            found: dict[str, Array] = {}
+            if session is not None:
+                needed = {spec.name: feeds[spec.name] for spec in session.inputs}
+                found = dict(zip(fresh, session.run(needed, fresh), strict=True))
             values = {**feeds, **found}
             if kept is not None:
                 kept.append({n: np.asarray(values[n]) for n in live})

@@ -15,7 +15,7 @@ from onnxcomp.errors import VerificationError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.dim_costs import Costs
-from onnxcomp.passes.dim_grid import measured_grid
+from onnxcomp.passes.dim_grid import measured_grid, time_ratio
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import removal_error
 from onnxcomp.passes.dim_sites import collect_grams, sites
@@ -32,9 +32,11 @@ __all__ = ["Search"]
 
 Array = npt.NDArray[Any]
 _PROVEN = 1e-3  # largest difference, relative to the largest output value, that rounding may explain
-_JUDGED = 128  # samples that candidates are judged on
-_PROBES = (0.3, 0.6)  # shares of a group that go when it is measured alone
-_SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # multiplications that stay, tried in turn for a drop
+_PROBED, _JUDGED = 128, 512  # held-out samples that single groups and whole candidates are judged on
+_FASTER = 0.98  # share of the time below which a model counts as faster
+_PROBES = (0.25, 0.5, 0.75)  # shares of a group that go when it is measured alone
+_TRIALS = 6  # measurements for a latency
+_SHARES = tuple(s / 100 for s in range(95, 15, -5))  # work that stays, tried for a drop
 
 
 @dataclass(frozen=True)
@@ -68,32 +70,61 @@ class Search:
         if self.options.dry_run:
             removed = self._planned(found, self._shares()[-1])
             return self._account(found, removed, None)
-        best: _Candidate | None = None
-        for share in self._shares():
-            removed = self._planned(found, share)
-            if not any(removed) or (best is not None and list(best.removed) == removed):
-                continue
-            candidate = self._built(found, removed)
-            if self._searching and candidate.after is not None and candidate.after[1] > self._drop:
-                break
-            best = candidate
+        best = self._narrowest(found)
+        time = None if best is None else self._time(best.cut)
+        if self.options.searching and time is not None and time > _FASTER:
+            self.ctx.refuse("the model", f"the narrower model takes {time:.2f} of the time on this machine: no gain")
+            best = None
         if best is None or not self.ctx.allow(f"{sum(best.removed)} units of {len(self.groups)} groups"):
             return {**self._account(found, [0] * len(found), None), "reason": "no removal fits the budget and the grid"}
         model.become(best.cut.model)
-        return self._account(found, best.removed, best)
+        return {**self._account(found, best.removed, best), "time": time}
+
+    def _time(self, cut: Cut) -> float:
+        """Share of the time of one run that stays, on this machine."""
+        ratio = time_ratio(self.coupling.model, cut.model, self.coupling.probe.feeds, threads=self.ctx.threads)
+        return round(ratio, 3)
+
+    def _narrowest(self, found: Sequence[Curve]) -> _Candidate | None:
+        """The candidate for the budget; without one, by bisection, the narrowest that keeps the drop."""
+        shares = self._shares()
+        if self.options.latency is not None:
+            shares = [self._share_of_work(found, self.options.latency)]
+        best: _Candidate | None = None
+        low, high = 0, len(shares)  # shares before `low` are fine, those from `high` on are not
+        while low < high:
+            middle = (low + high) // 2
+            removed = self._planned(found, shares[middle])
+            candidate = self._built(found, removed) if any(removed) else None
+            if candidate is not None and self.options.searching and not self._within_drop(candidate):
+                high = middle
+            else:
+                low, best = middle + 1, candidate or best
+        return best
+
+    def _share_of_work(self, found: Sequence[Curve], latency: float) -> float:
+        """The largest share of work for which the measured time stays within its share."""
+        share = latency
+        for _ in range(_TRIALS):
+            cut = remove(self.coupling, _units(found, self._planned(found, share)))
+            measured = self._time(cut)
+            if measured <= latency:
+                break
+            share *= 0.98 * latency / measured
+        return share
+
+    def _within_drop(self, candidate: _Candidate) -> bool:
+        return candidate.after is None or candidate.after[1] <= self._drop
 
     # --- plan ---
-
-    @property
-    def _searching(self) -> bool:
-        return self.options.ratio is None and self.options.macs is None and self.options.params is None
 
     @property
     def _drop(self) -> float:
         return self.ctx.max_drop if self.options.drop is None else self.options.drop
 
     def _shares(self) -> Sequence[float]:
-        given = [v for v in (self.options.macs, self.options.params, self.options.ratio) if v is not None]
+        options = self.options
+        given = [v for v in (options.macs, options.params, options.latency, options.ratio) if v is not None]
         return given or _SHARES
 
     def _planned(self, found: Sequence[Curve], share: float) -> list[int]:
@@ -101,7 +132,8 @@ class Search:
         if self.options.ratio is not None:
             removed = uniform(found, share, grid, least)
         else:
-            budget = Budget("params" if self.options.params is not None else "macs", share)
+            kind = next((k for k in ("params", "macs") if getattr(self.options, k) is not None), "work")
+            budget = Budget(kind, share, kind if kind == "params" else self.options.price)
             removed = allocate(found, self.costs, budget, grid=grid, least=least)
         return self._without_empty(found, removed)
 
@@ -117,7 +149,7 @@ class Search:
 
     @cached_property
     def costs(self) -> Costs:
-        return Costs(self.coupling, self.groups)
+        return Costs(self.coupling, self.groups, block=measured_grid())
 
     # --- curves ---
 
@@ -141,7 +173,7 @@ class Search:
         if self.options.importance != "auto":
             method = self.options.importance
         found = curves(self.coupling, self.groups, method, self.sites, self.grams)
-        if self.judge is None or not self.options.sensitivity or self.options.ratio is not None:
+        if self.probing is None or not self.options.sensitivity or self.options.ratio is not None:
             return found
         scaled = []
         for number, curve in enumerate(found):
@@ -150,25 +182,32 @@ class Search:
         return scaled
 
     def _measured(self, curve: Curve) -> Curve:
-        """The curve scaled, at two widths and in between, to the noise that the removal alone puts on the outputs."""
+        """The curve scaled, at some widths and in between, to the noise that the removal alone puts on the outputs."""
         choices = levels(curve.group, self.grid, self.options.min_width)[1:]
-        if not choices or self.judge is None:
+        if not choices or self.probing is None:
             return curve
         counts = sorted({min(choices, key=lambda n: abs(n - share * curve.group.width)) for share in _PROBES})
         factors = []
         for count in counts:
             cut = remove(self.coupling, curve.order[:count])
             compensate(cut, self.sites, self.grams)
-            noise = 10 ** (-self.judge.score(cut.model)[0] / 10)
+            noise = 10 ** (-self.probing.score(cut.model)[0] / 10)
             factors.append(min(noise, 1e6) / max(float(curve.errors[count]), 1e-12))
         scale = np.interp(np.arange(curve.group.width + 1), counts, factors)
         return replace(curve, errors=np.maximum.accumulate(curve.errors * scale))
 
     @cached_property
+    def probing(self) -> Judge | None:
+        return self._judge(_PROBED)
+
+    @cached_property
     def judge(self) -> Judge | None:
+        return self._judge(_JUDGED)
+
+    def _judge(self, samples: int) -> Judge | None:
         if self.held is None or self.held.length == 0:
             return None
-        return Judge(self.coupling.model, self.held, samples=_JUDGED, threads=self.ctx.threads)
+        return Judge(self.coupling.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- candidates ---
 
@@ -228,8 +267,9 @@ class Search:
         details: dict[str, Any] = {
             "plan": plan,
             "grid": self.grid,
-            "macs": round(costs.macs(removed) / max(costs.macs(none), 1e-30), 4),
-            "params": round(costs.params(removed) / max(costs.params(none), 1e-30), 4),
+            "macs": round(costs.of("macs", removed) / max(costs.of("macs", none), 1e-30), 4),
+            "params": round(costs.of("params", removed) / max(costs.of("params", none), 1e-30), 4),
+            "work": round(costs.of("work", removed) / max(costs.of("work", none), 1e-30), 4),
             "reachable": round(self.coupling.reachable(), 4),
         }
         if best is None:

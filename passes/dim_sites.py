@@ -12,16 +12,16 @@ import numpy.typing as npt
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.calibration.runner import observe
-from onnxcomp.graph import Graph, Model, Node
+from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
 from onnxcomp.passes.dims import Coupling
-from onnxcomp.passes.rounding import as_rows
+from onnxcomp.passes.rounding import as_rows, from_rows
 
 __all__ = ["Site", "collect_grams", "sites"]
 
 Array = npt.NDArray[Any]
-_MAX_LENGTH = 2560  # beyond it a Gram matrix costs more time than it is worth
-_ROWS_PER_ENTRY = 12
+_MAX_LENGTH = 4608  # beyond it a Gram matrix costs more time than it is worth
+_ROWS_PER_ENTRY, _MOST_ROWS = 12, 24000
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,42 @@ class Site:
         return 1 if self.view.op == "Conv" else -1
 
     @property
+    def addition(self) -> Node | None:
+        """The Add right behind a MatMul that gives it a constant bias per channel."""
+        y = self.node.outputs[0]
+        after = y.outputs[0] if self.view.op == "MatMul" and len(y.outputs) == 1 else None
+        if after is None or after.kind != "Add":
+            return None
+        other = after.inputs[1] if after.inputs[0] is y else after.inputs[0]
+        return after if isinstance(other, Constant) and other.shape == (self.view.outputs,) else None
+
+    @property
     def takes_bias(self) -> bool:
-        return self.view.op != "MatMul"
+        return self.view.op != "MatMul" or self.addition is not None
+
+    @property
+    def output(self) -> Any:
+        """The value with the bias in it."""
+        addition = self.addition
+        return (self.node if addition is None else addition).outputs[0]
+
+    def bias(self) -> Array:
+        """float64 [outputs], zeros if there is none."""
+        addition = self.addition
+        if addition is None:
+            return self.view.bias_values()
+        constant = next(t for t in addition.inputs if isinstance(t, Constant))
+        return np.asarray(constant.values.astype(np.float64))
+
+    def rewrite(self, model: Model, weight: Array, bias: Array) -> None:
+        """Give the node a new weight [groups, K, outputs per group] and, where it takes one, a bias [outputs]."""
+        addition = self.addition
+        direct = bias if self.takes_bias and addition is None else None
+        self.view.rewrite(model, model.graph, from_rows(self.view, weight.transpose(0, 2, 1)), direct)
+        if addition is not None:
+            place = next(k for k, t in enumerate(addition.inputs) if isinstance(t, Constant))
+            old = addition.inputs[place]
+            addition.inputs[place] = model.constant(model.graph, old.name, bias.astype(old.dtype))
 
     def matrix(self) -> Array:
         """The weight, float64 [groups, K, outputs per group]."""
@@ -102,7 +136,8 @@ def collect_grams(
 
     def take(name: str, value: Array) -> None:
         for site in by_input[name]:
-            rows = patches(site.view, value, max(64, _ROWS_PER_ENTRY * site.length // batches), rng)
+            count = max(64, min(_ROWS_PER_ENTRY * site.length, _MOST_ROWS) // batches)
+            rows = patches(site.view, value, count, rng)
             found.setdefault(site.node, Gram.empty(site.view.groups, site.length)).add(rows)
 
     if by_input:

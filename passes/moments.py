@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.calibration.runner import observe, require_finite
 from onnxcomp.calibration.statistics import TensorStatistics
-from onnxcomp.graph import Model
+from onnxcomp.calibration.store import Statistics, model_hash
+from onnxcomp.graph import Model, producer
 from onnxcomp.passes.placement import Placement, Unit
 
 __all__ = ["Moments", "observe_inputs"]
@@ -21,14 +23,25 @@ __all__ = ["Moments", "observe_inputs"]
 Array = npt.NDArray[Any]
 _MAX_LENGTH = 2400  # entries of an input vector above which second moments cost more than they bring
 _ROWS_PER_ENTRY = 8  # rows sampled per entry of the vector, over all batches
+# Operators whose output holds the values of the input, each as often; a Pad adds zeros, which every range has.
+_SAME_VALUES = frozenset(
+    {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "DepthToSpace", "SpaceToDepth", "Pad"}
+)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """`statistics` by value name, `grams` by `Unit.key`."""
+    """`statistics` by value name, `grams` by `Unit.key`; `seen` holds both in a form that merges and can be saved."""
 
-    statistics: dict[str, TensorStatistics]
-    grams: dict[str, Gram]
+    seen: Statistics
+
+    @property
+    def statistics(self) -> dict[str, TensorStatistics]:
+        return self.seen.tensors
+
+    @property
+    def grams(self) -> dict[str, Gram]:
+        return self.seen.grams
 
 
 def observe_inputs(
@@ -41,32 +54,63 @@ def observe_inputs(
     memory: int,
     seed: int,
     progress: Callable[[float, str], None],
+    samples: int | None = None,
 ) -> Moments:
-    """Observe every value whose range is to be chosen and, with `grams`, the input of every weighted unit."""
+    """Observe every value whose range is to be chosen and, with `grams`, the input of every weighted unit.
+
+    `samples` is the number of samples in all where `data` is one shard of several: each shard then takes its part of
+    the rows, and the shards merge to what one pass gives.
+    """
     # Of every 8-bit value, as another one may decide a shared range when units go back to float.
-    statistics = {t.name: TensorStatistics() for t in plan.quantized}
-    rng = np.random.default_rng(seed)
-    by_input: dict[str, list[Unit]] = {}
+    wanted = {t.name: t for t in plan.quantized}
+    sources = {name: _source(plan, tensor, wanted) for name, tensor in wanted.items()}
+    statistics = {source: TensorStatistics() for source in dict.fromkeys(sources.values())}
+    by_input = _by_input(plan.units, memory) if grams else {}
     found: dict[str, Gram] = {}
-    for unit in plan.units if grams else ():
-        if unit.view is not None and _affordable(unit, memory):
-            by_input.setdefault(unit.node.inputs[0].name, []).append(unit)
-    batches = max(1, -(-(data.length or 64) // 16))
+    batches = max(1, -(-(samples or data.length or 64) // 16))
 
     def take(name: str, value: Array) -> None:
         if name in statistics and value.dtype.kind == "f":
             statistics[name].add(value)
         for unit in by_input.get(name, ()):
-            view = unit.view
-            assert view is not None
-            length = _length(unit)
-            rows = patches(view, value, max(64, _ROWS_PER_ENTRY * length // batches), rng)
-            found.setdefault(unit.key, Gram.empty(view.groups, length)).add(rows)
+            _add_rows(found, unit, value, batches, seed)
 
-    names = list(dict.fromkeys([*statistics, *by_input]))
-    observe(model, data, names, take, threads=threads, memory=memory, progress=progress)
+    count = observe(
+        model, data, list(by_input), take,
+        threads=threads, memory=memory, progress=progress, summaries=statistics,
+    )  # fmt: skip
     require_finite(statistics, data)
-    return Moments(statistics, found)
+    tensors = {n: statistics[n] if n == source else statistics[source].copy() for n, source in sources.items()}
+    return Moments(Statistics(model_hash(model), count, tensors, found))
+
+
+def _source(plan: Placement, tensor: Any, wanted: dict[str, Any]) -> str:
+    """The value that stands for another one because it holds the same numbers, if it is observed too."""
+    node = producer(tensor)
+    while node is not None and node.op in _SAME_VALUES and node.inputs[0].name in wanted:
+        if node.op == "Pad" and plan.same.get(tensor) is not node.inputs[0]:
+            break  # it may repeat values at the border, or add others than zero
+        tensor = node.inputs[0]
+        node = producer(tensor)
+    return str(tensor.name)
+
+
+def _by_input(units: Iterable[Unit], memory: int) -> dict[str, list[Unit]]:
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        if unit.view is not None and _affordable(unit, memory):
+            found.setdefault(unit.node.inputs[0].name, []).append(unit)
+    return found
+
+
+def _add_rows(found: dict[str, Gram], unit: Unit, value: Array, batches: int, seed: int) -> None:
+    """Sample positions by a seed made of what is sampled, so that the order of batches does not matter."""
+    view = unit.view
+    assert view is not None
+    length = _length(unit)
+    state = [seed, zlib.crc32(unit.key.encode()), zlib.crc32(value.reshape(-1)[::97].tobytes())]
+    rows = patches(view, value, max(64, _ROWS_PER_ENTRY * length // batches), np.random.default_rng(state))
+    found.setdefault(unit.key, Gram.empty(view.groups, length)).add(rows)
 
 
 def _length(unit: Unit) -> int:

@@ -32,11 +32,13 @@ __all__ = ["PruneChannels"]
 class PruneChannels(Pass):
     """Remove channels, attention heads and recurrent units.
 
-    One budget: `ratio` (share of each group that goes, at most), `macs` or `params` (share that stays), `drop` (quality
-    that may be lost; by default the pipeline's). `importance` auto is obs with calibration data, else l2. `grid` rounds
-    widths: 0 measures the step of this machine's kernels. Nothing gets narrower than `min_width` channels. `normalized`
-    also takes groups that a LayerNorm averages over. `repair` solves the weights that stay, `sensitivity` measures each
-    group alone. `lossless` removes only what changes nothing. `dry_run` reports the plan and changes nothing.
+    One budget: `ratio` (share of each group that goes, at most), `macs` or `params` (share that stays), `latency`
+    (share of the time of one run that stays, measured on this machine), `drop` (quality that may be lost; by default
+    the pipeline's). `importance` auto is obs with calibration data, else l2. Steps are chosen by what they save of
+    `price`: work counts channels in the blocks of this machine's kernels. Widths are multiples of `grid` (0: of that
+    block) and at least `min_width`. `normalized` also takes groups that a LayerNorm averages over. `repair` solves the
+    weights that stay, `sensitivity` measures each group alone. `lossless` removes only what changes nothing. `dry_run`
+    reports the plan and changes nothing.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -46,9 +48,11 @@ class PruneChannels(Pass):
     ratio: float | None = None
     macs: float | None = None
     params: float | None = None
+    latency: float | None = None
     drop: float | None = None
     importance: Literal["auto", "l1", "l2", "bn", "energy", "obs"] = "auto"
-    grid: int = 0
+    price: Literal["work", "macs"] = "work"
+    grid: int = 8
     min_width: int = 8
     normalized: bool = False
     repair: bool = True
@@ -57,18 +61,23 @@ class PruneChannels(Pass):
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        given = [n for n in ("ratio", "macs", "params", "drop") if getattr(self, n) is not None]
+        given = [n for n in ("ratio", "macs", "params", "latency", "drop") if getattr(self, n) is not None]
         if len(given) > 1:
             raise UsageError(f"pass 'prune-channels' takes one budget, not {' and '.join(given)}")
         for name in given:
             if not 0 <= getattr(self, name) <= 1:
                 raise UsageError(f"option {name!r} of pass 'prune-channels' must be a share from 0 to 1")
 
+    @property
+    def searching(self) -> bool:
+        """Whether the drop decides how much goes."""
+        return self.ratio is None and self.macs is None and self.params is None and self.latency is None
+
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         plain = plain_form(model)
         if self.lossless:
             return remove_without_loss(model, plain, ctx)
-        if ctx.data is None and self.ratio is None and self.macs is None and self.params is None:
+        if ctx.data is None and self.searching:
             raise UsageError(
                 "pass 'prune-channels' finds out with calibration data how much may go; give them with --calib, or "
                 "give a budget such as prune-channels:macs=0.7"

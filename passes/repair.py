@@ -27,9 +27,9 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.graph import Node, producer
 from onnxcomp.linear import linear
+from onnxcomp.passes.dim_regression import Sums, solve
 from onnxcomp.passes.dim_replay import Replay, piece
 from onnxcomp.passes.dim_sites import Site, sites
-from onnxcomp.passes.rounding import from_rows
 from onnxcomp.passes.surgery import Cut
 
 __all__ = ["Repaired", "compensate", "resolve"]
@@ -38,7 +38,8 @@ Array = npt.NDArray[Any]
 _DAMPING = 1e-3
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal
 _EVERY = 5  # of the batches one in five chooses the ridge
-_MAX_LENGTH = 2560
+_MAX_LENGTH = 4608
+_LEAST_ROWS, _MOST_ROWS, _ROWS_PER_ENTRY = 16384, 40000, 25  # output positions that an operator is fitted on
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ def compensate(cut: Cut, found: Sequence[Site], grams: Mapping[Node, Gram]) -> N
         weight = site.matrix()
         mixed = np.matmul(moment[:, rows], weight)
         block = moment[:, rows[:, None], rows]
-        solved = weight[:, rows] + _solve(block, mixed - np.matmul(block, weight[:, rows]), _DAMPING)
+        solved = weight[:, rows] + solve(block, mixed - np.matmul(block, weight[:, rows]), _DAMPING)
         shift = np.einsum("gk,gko->go", gram.mean, weight) - np.einsum("gk,gko->go", gram.mean[:, rows], solved)
-        _write(cut, site, twins[site.node], solved, shift.reshape(-1), restrict=True)
+        _restrict(cut, site, twins[site.node], solved, site.bias() + shift.reshape(-1))
 
 
 def resolve(
@@ -76,22 +77,30 @@ def resolve(
     threads: int,
     seed: int,
     memory: int = 1 << 30,
-    rows: int = 16384,
     progress: Callable[[float, str], None] = lambda share, what: None,
 ) -> Repaired:
-    """Fit every operator behind a removal, in order, in `cut.model`. `rows`: output positions per operator.
+    """Fit every operator behind a removal, in order, in `cut.model`.
 
     Raises DataError if the data do not fit the model.
     """
     tasks = list(_tasks(cut))
     errors: dict[str, tuple[float, float]] = {}
     replay = Replay(cut.model, data, samples=samples, threads=threads, memory=memory)
-    per_batch = max(8, rows // max(replay.batches, 1))
+    per_batch = [-(-rows // max(replay.batches, 1)) for rows in _rows(tasks, memory)]
     targets = _targets(cut, tasks, data, samples, per_batch, threads, seed)
     for number, task in enumerate(tasks):
         progress(number / len(tasks), f"solving the weights of {task.site.node.label}")
-        errors[task.site.node.label] = _fit(cut, task, replay, per_batch, seed + number, targets.pop(task.site.node))
+        errors[task.site.node.label] = _fit(
+            cut, task, replay, per_batch[number], seed + number, targets.pop(task.site.node)
+        )
     return Repaired(errors)
+
+
+def _rows(tasks: Sequence[_Task], memory: int) -> list[int]:
+    """Output positions for each task: enough for its unknowns, and all targets together within half the memory."""
+    rows = [min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * task.site.length), _MOST_ROWS) for task in tasks]
+    needed = sum(4 * n * task.site.view.outputs for n, task in zip(rows, tasks, strict=True))
+    return [int(n * min(1.0, memory / 2 / max(needed, 1))) for n in rows]
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def _tasks(cut: Cut) -> Iterator[_Task]:
             continue
         if site.length > _MAX_LENGTH or 8 * site.view.groups * site.length**2 > 1 << 30:
             continue
-        y = site.node.outputs[0]
+        y = site.output
         total, shortcut = y, None
         after = y.outputs[0] if len(y.outputs) == 1 and y not in outputs else None
         if after is not None and after.kind == "Add":
@@ -154,7 +163,7 @@ def _twin_nodes(cut: Cut) -> dict[Node, Node]:
 
 
 def _targets(
-    cut: Cut, tasks: Sequence[_Task], data: Dataset, samples: int | None, rows: int, threads: int, seed: int
+    cut: Cut, tasks: Sequence[_Task], data: Dataset, samples: int | None, rows: Sequence[int], threads: int, seed: int
 ) -> dict[Node, list[Array]]:
     """For each task and batch the original's outputs at sampled positions, kept channels only: float32 [rows, O]."""
     names = list(dict.fromkeys(task.total.name for task in tasks))
@@ -163,11 +172,12 @@ def _targets(
         return found
     session = piece(cut.coupling.model, (), names, threads)
     for number, batch in enumerate(data.batches(samples)):
-        values = dict(zip(names, session.run(batch.feeds, names), strict=True))
+        feeds = {spec.name: batch.feeds[spec.name] for spec in session.inputs}
+        values = dict(zip(names, session.run(feeds, names), strict=True))
         for index, task in enumerate(tasks):
             kept = cut.keep(task.total, task.site.channel_axis)
             flat = _flat(task.site, values[task.total.name])
-            picked = _picked(len(flat), rows, np.random.default_rng([seed + index, number]))
+            picked = _picked(len(flat), rows[index], np.random.default_rng([seed + index, number]))
             found[task.site.node].append(flat[picked][:, kept])
     return found
 
@@ -181,49 +191,6 @@ def _flat(site: Site, y: Array) -> Array:
 def _picked(total: int, rows: int, rng: np.random.Generator) -> Array:
     """The positions that `patches` picks with a generator in the same state."""
     return np.sort(rng.choice(total, rows, replace=False)) if total > rows else np.arange(total)
-
-
-@dataclass
-class _Sums:
-    """Moments of inputs x and targets y: sums over rows of x x^T, x y^T, y y^T (diagonal), x, y."""
-
-    xx: Array
-    xy: Array
-    yy: Array
-    x: Array
-    y: Array
-    rows: int = 0
-
-    @classmethod
-    def empty(cls, groups: int, length: int, outputs: int) -> _Sums:
-        return cls(
-            np.zeros((groups, length, length)), np.zeros((groups, length, outputs)), np.zeros((groups, outputs)),
-            np.zeros((groups, length)), np.zeros((groups, outputs)),
-        )  # fmt: skip
-
-    def add(self, x: Array, y: Array) -> None:
-        """x: [groups, rows, K], y: [groups, rows, O], float32; products of one batch are exact enough in float32."""
-        self.xx += np.matmul(x.transpose(0, 2, 1), x)
-        self.xy += np.matmul(x.transpose(0, 2, 1), y)
-        self.yy += np.square(y, dtype=np.float64).sum(axis=1)
-        self.x += x.sum(axis=1, dtype=np.float64)
-        self.y += y.sum(axis=1, dtype=np.float64)
-        self.rows += x.shape[1]
-
-    def plus(self, other: _Sums) -> _Sums:
-        return _Sums(
-            self.xx + other.xx, self.xy + other.xy, self.yy + other.yy, self.x + other.x, self.y + other.y,
-            self.rows + other.rows,
-        )  # fmt: skip
-
-    def moments(self, *, centered: bool) -> tuple[Array, Array, Array]:
-        """E[x x^T], E[x y^T], E[y^2], about the means if `centered`."""
-        n = max(self.rows, 1)
-        xx, xy, yy = self.xx / n, self.xy / n, self.yy / n
-        if centered:
-            mx, my = self.x / n, self.y / n
-            xx, xy, yy = xx - mx[:, :, None] * mx[:, None, :], xy - mx[:, :, None] * my[:, None, :], yy - np.square(my)
-        return xx, xy, yy
 
 
 def _fit(cut: Cut, task: _Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]) -> tuple[float, float]:
@@ -248,25 +215,25 @@ def _fit(cut: Cut, task: _Task, replay: Replay, rows: int, seed: int, targets: S
     exact, mixed, _ = fit.moments(centered=centered)
     chosen = None
     for ridge in _RIDGES:
-        weight = start + _solve(exact, mixed - np.matmul(exact, start), ridge)
+        weight = start + solve(exact, mixed - np.matmul(exact, start), ridge)
         if (now := error(weight)) < found:
             best, found, chosen = weight, now, ridge
     everything = fit.plus(check)
     if chosen is not None:
         exact, mixed, _ = everything.moments(centered=centered)
-        best = start + _solve(exact, mixed - np.matmul(exact, start), chosen)
+        best = start + solve(exact, mixed - np.matmul(exact, start), chosen)
     n = max(everything.rows, 1)
     bias = everything.y / n - np.einsum("gk,gko->go", everything.x / n, best)
-    _write(cut, site, task.twin, best, bias.reshape(-1) - view.bias_values(), restrict=False)
+    site.rewrite(cut.model, best, bias.reshape(-1))
     return before, found
 
 
 def _observe(
     site: Site, task: _Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]
-) -> tuple[_Sums, _Sums]:
+) -> tuple[Sums, Sums]:
     """Sums over the batches to fit on and over those to choose on, from the pruned model as it is now."""
     groups = site.view.groups
-    parts = [_Sums.empty(groups, site.length, site.view.outputs // groups) for _ in range(2)]
+    parts = [Sums.empty(groups, site.length, site.view.outputs // groups) for _ in range(2)]
     name = site.node.inputs[0].name
     names = [name] if task.shortcut is None else [name, task.shortcut.name]
     for number, values in enumerate(replay.before(task.twin, names)):
@@ -282,27 +249,11 @@ def _observe(
     return parts[0], parts[1]
 
 
-def _solve(block: Array, right: Array, ridge: float) -> Array:
-    """(block + ridge * mean diagonal * I)^-1 right, for each group."""
-    damping = ridge * np.einsum("gkk->g", block) / block.shape[1] + 1e-12
-    return np.linalg.solve(block + damping[:, None, None] * np.eye(block.shape[1]), right)
-
-
-def _write(cut: Cut, site: Site, twin: Node, weight: Array, shift: Array, *, restrict: bool) -> None:
-    """Give the twin of a site a new weight [groups, K, O] and add `shift` [outputs] to its bias.
-
-    With `restrict` the outputs are those of the original, of which the twin has lost some.
-    """
+def _restrict(cut: Cut, site: Site, twin: Node, weight: Array, bias: Array) -> None:
+    """Give the twin of a site, which has lost outputs, its part of a weight [groups, K, O] and a bias [outputs]."""
     view = linear(cut.model, twin)
-    assert view is not None
-    flat = weight.transpose(0, 2, 1)
-    if restrict:
-        y = site.node.outputs[0]
-        kept = cut.keep(y, site.channel_axis)
-        groups = view.groups
-        flat = flat.reshape(-1, flat.shape[2])[kept].reshape(groups, len(kept) // groups, -1)
-        shift = shift[kept]
-    old = view.bias_values()
-    bias = old + shift if site.takes_bias else None
-    scope = cut.model.graph
-    view.rewrite(cut.model, scope, from_rows(view, flat), bias)
+    assert view is not None  # it was one before the removal, which keeps constants constant
+    kept = cut.keep(site.node.outputs[0], site.channel_axis)
+    groups = view.groups
+    rows = weight.transpose(0, 2, 1).reshape(-1, weight.shape[1])[kept].reshape(groups, -1, weight.shape[1])
+    Site(view, site.number).rewrite(cut.model, rows.transpose(0, 2, 1), bias[kept])

@@ -60,7 +60,7 @@ def one_gibibyte() -> Iterator[None]:
 def test_case(name: str, tmp_path: Path, one_gibibyte: None) -> None:
     case = malformed.CASES[name]
     path = case.build(tmp_path)
-    begin = time.perf_counter()
+    begin = time.process_time()
     if case.error is None:
         notes = scan(path, allow_symlinks=case.allow_symlinks)
         assert case.note is None or any(re.search(case.note, note) for note in notes), notes
@@ -68,7 +68,7 @@ def test_case(name: str, tmp_path: Path, one_gibibyte: None) -> None:
     else:
         with pytest.raises(ModelError, match=case.error):
             scan(path, allow_symlinks=case.allow_symlinks)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
 
 
 def _mutations(seed: int) -> Iterator[bytes]:
@@ -90,13 +90,13 @@ def test_damaged_files_are_refused_or_accepted_but_never_fail_otherwise(tmp_path
     refused = 0
     for content in _mutations(0):
         path.write_bytes(content)
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             custom_operators(read_skeleton(path).proto)
             scan(path)
         except ModelError:
             refused += 1
-        assert time.perf_counter() - begin < 1
+        assert time.process_time() - begin < 1
     assert refused > 75
 
 

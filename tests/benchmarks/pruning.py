@@ -137,9 +137,7 @@ def accuracy(arguments: Any) -> None:
     from onnxcomp.manager import Context, Pipeline
     from onnxcomp.runtime import open_session
 
-    print(
-        f"{'network':36s} {'macs':>6s} {'params':>7s} {'float':>6s} {'cut':>6s} {'repaired':>8s} {'faster':>7s} {'s':>5s}"
-    )
+    print(f"{'network':36s}   macs  params  float    cut repaired  faster     s")
     for name, feeds in ((n, f) for n, f in TRAINED.items() if arguments.only in n):
         model = io.load(arguments.zoo / "models" / f"{name}.onnx")
         Pipeline.parse(LOSSLESS).run(model, Context())
