@@ -33,7 +33,7 @@ _IMAGE_OPS = frozenset({"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Glob
 _NON_NEGATIVE = frozenset({"Relu", "Sigmoid", "HardSigmoid", "Softmax", "Abs"})
 _KEEP_SIGN = frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"})
 
-_LARGE = 1 << 40  # values of a map in one run: below, copying it costs less than probing
+_LARGE = 1 << 18  # values of a map in one run: below, copying it costs less than probing
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """From a histogram to the range that few bits shall cover.
 
 Affine quantization: x ~ s (q - z), q = clip(round(x / s) + z, first, last). Unsigned with b bits: first = 0,
-last = 2^b - 1, s = (hi - lo) / last, z = round(-lo / s), with lo <= 0 <= hi so that zero is exact. Signed and symmetric:
+last = 2^b - 1, s = (hi - lo) / last, z = round(-lo / s), with lo <= 0 <= hi so that zero is exact. Signed, symmetric:
 first = -2^(b-1), last = 2^(b-1) - 1, s = max(|lo|, |hi|) / last, z = 0.
 
 Methods: `minmax` takes the extremes; `percentile` cuts the outermost share of values; `mse` minimizes the expected

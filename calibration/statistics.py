@@ -21,7 +21,7 @@ __all__ = ["SAMPLE", "Channels", "Histogram", "TensorStatistics"]
 Array = npt.NDArray[Any]
 SAMPLE = 1 << 13  # values of one array that go into the histogram; extremes and sums see all
 _KEYS = 1 << 16
-_PENDING = 1 << 17  # keys that wait to be counted together: one count costs as much for few as for many
+_PENDING = 1 << 16  # keys that wait to be counted together: one count costs as much for few as for many
 _BLOCK = 1 << 16  # values that stay in the cache between two looks at them
 
 

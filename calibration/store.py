@@ -86,7 +86,7 @@ class Statistics:
     def load(cls, path: str | os.PathLike[str], model: str) -> Statistics:
         """Read a file that `save` wrote, for the model of this hash. Raises DataError if it is none, or of another."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 head = json.loads(arrays["head"].tobytes())
                 if head["format"] != _FORMAT:
                     raise DataError(f"{path} has the format {head['format']!r}, not {_FORMAT!r}; calibrate again")

@@ -199,7 +199,9 @@ def _limit(memory_bytes: int | None, seconds: float | None) -> None:
     statm = Path("/proc/self/statm")
     if memory_bytes is not None and statm.exists():
         used = int(statm.read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + memory_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        most = used + memory_bytes if hard == resource.RLIM_INFINITY else min(used + memory_bytes, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
     if seconds is not None:
         most = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds) * (os.cpu_count() or 1) + 1, most))

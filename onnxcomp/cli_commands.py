@@ -95,11 +95,10 @@ def bench(args: argparse.Namespace, progress: Progress) -> Outcome:
 
 def inspect(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import cli_tables
-    from onnxcomp.inspection import inspect as run
+    from onnxcomp.probe import inspect_contained
 
     progress(0.0, "reading")
-    found = run(args.model)
-    data = found.to_json()
+    data = inspect_contained(args.model)
     return Outcome(data, lambda console: cli_tables.show_inspection(console, data, nodes=bool(args.nodes)))
 
 

@@ -12,7 +12,7 @@ tensor captured from an outer scope is the same object inside and outside.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -157,6 +157,12 @@ class Graph(gs.Graph):
         self.nodes.append(node)
         return node
 
+    def release(self, node: Node) -> None:
+        """Let a node that is about to be removed read nothing: chains of removals would pile up dead readers."""
+        for tensor in node.inputs:
+            list.remove(tensor.outputs, node)
+        list.clear(node.inputs)
+
     def remove(self, nodes: Iterable[Node]) -> None:
         """Take nodes out and disconnect them, in time linear in the graph however many there are."""
         gone = set(nodes)
@@ -267,18 +273,19 @@ class Model:
         list.clear(old.outputs)
         list.extend(new.outputs, consumers)
 
-    def replaceable(self, scope: Graph, old: Any, new: Any) -> bool:
+    def replaceable(self, scope: Graph, old: Any, new: Any, home: Collection[Node] | None = None) -> bool:
         """Whether everything that uses `old`, a value of `scope`, can use `new` instead.
 
         An output of the scope keeps its name: the producer of `new` takes it over. That is impossible where `new` is
-        itself an output, an input or a constant, or comes from another scope.
+        itself an output, an input or a constant, or comes from another scope. `home` are the nodes of the scope, as a
+        set for those who ask often.
         """
         if not any(output is old for output in scope.outputs):
             return True
         source = producer(new)
         if source is None or any(output is new for output in scope.outputs):
             return False
-        return any(node is source for node in scope.nodes)
+        return source in (scope.nodes if home is None else home)
 
     def replace(self, scope: Graph, old: Any, new: Any) -> None:
         """Let everything that uses `old`, outputs of the scope included, use `new`: see `replaceable`."""

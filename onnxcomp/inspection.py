@@ -37,6 +37,7 @@ __all__ = ["Inspection", "Outlook", "Port", "Quantization", "StoredTensor", "ins
 Source = str | os.PathLike[str] | onnx.ModelProto | Model
 Feeds = Mapping[str, npt.NDArray[Any]]
 
+_TRIAL_NODES = 20_000
 _LARGEST = 10
 _CONTROL = ("If", "Loop", "Scan")
 _QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
@@ -133,7 +134,7 @@ def inspect(
 
     `feeds`, one sample for all inputs, or `sizes`, numbers for open dimensions by name, make MACs of models
     with open dimensions known; batch dimensions are 1 without them.
-    `trial` runs the lossless passes on a copy.
+    `trial` runs the lossless passes on a copy, unless the model has more than 20,000 nodes.
 
     Raises ModelError if the model cannot be loaded, DataError if it has to run on `feeds` and
     does not.
@@ -170,7 +171,7 @@ def inspect(
         dynamic=_dynamic(inputs + outputs),
         quantization=_quantization(operators, rows),
         notes=(*_notes(source, model, proto, rows), *macs.notes),
-        passes=(*(_try_passes(model) if trial else ()), _quantize_outlook(rows)),
+        passes=(*(_try_passes(model) if trial and operators.total() <= _TRIAL_NODES else ()), _quantize_outlook(rows)),
     )
 
 

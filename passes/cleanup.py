@@ -75,16 +75,17 @@ def _remove_neutral(site: Site, ctx: Context) -> int:
     gone: list[Node] = []
     changed = 0
     model, scope = site.model, site.scope
-    outputs = set(scope.outputs)
+    outputs, home = set(scope.outputs), set(scope.nodes)
     for node in scope.nodes:
         source = equal_value(site, node)
         if source is None or any(o.outputs or o in outputs for o in node.outputs[1:]):
             continue
         old = node.outputs[0]
-        if model.replaceable(scope, old, source):
+        if model.replaceable(scope, old, source, home):
             if ctx.allow(f"{node.label}: {node.op} changes nothing"):
                 model.replace(scope, old, source)
                 outputs = set(scope.outputs) if old in outputs else outputs
+                scope.release(node)
                 gone.append(node)
         elif node.kind != "Identity" and ctx.allow(f"{node.label}: {node.op} is an Identity"):
             node.op, node.domain, node.outputs = "Identity", "", [old]

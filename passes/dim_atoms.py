@@ -21,12 +21,13 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Model, Node
 
-__all__ = ["RULES", "Atoms", "Block", "Dims", "Rule", "UnknownDims", "components", "rule"]
+__all__ = ["RULES", "SPATIAL", "Atoms", "Block", "Dims", "Rule", "UnknownDims", "components", "rule"]
 
 Array = npt.NDArray[Any]
 Dims = tuple[int, ...]
 Rule = Callable[["Atoms", Node], None]
 RULES: dict[str, Rule] = {}
+SPATIAL = "a spatial axis"  # the reason of pins that nobody needs to be told about
 
 
 def rule(*ops: str, domain: str = "") -> Callable[[Rule], Rule]:

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.graph import Node
-from onnxcomp.passes.dim_atoms import Atoms, Block, rule
+from onnxcomp.passes.dim_atoms import SPATIAL, Atoms, Block, rule
 
 __all__ = ["slice_ranges"]
-
-_SPATIAL = "a spatial axis"
 
 
 @rule("Transpose")
@@ -189,8 +187,8 @@ def _resize(atoms: Atoms, node: Node) -> None:
         if k < 2 or atoms.shape(x)[k] == atoms.shape(y)[k]:
             atoms.same(x, k, y, k)
         else:
-            atoms.pin(x, k, why=_SPATIAL)
-            atoms.pin(y, k, why=_SPATIAL)
+            atoms.pin(x, k, why=SPATIAL)
+            atoms.pin(y, k, why=SPATIAL)
 
 
 @rule("DepthToSpace", "SpaceToDepth")
@@ -204,7 +202,7 @@ def _blocks(atoms: Atoms, node: Node) -> None:
     atoms.join(atoms.at(deep, 1), atoms.at(wide, 1, index // step if by_column else index % (len(index) // step)))
     for tensor in (deep, wide):
         for k in (2, 3):
-            atoms.pin(tensor, k, why=_SPATIAL)
+            atoms.pin(tensor, k, why=SPATIAL)
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")

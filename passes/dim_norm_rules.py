@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.graph import Node
-from onnxcomp.passes.dim_atoms import Atoms, rule
+from onnxcomp.passes.dim_atoms import SPATIAL, Atoms, rule
 
 __all__: list[str] = []
-
-_SPATIAL = "a spatial axis"
 
 
 @rule("BatchNormalization", "InstanceNormalization")
@@ -117,8 +115,8 @@ def _pool(atoms: Atoms, node: Node) -> None:
     for k in (0, 1):
         atoms.same(x, k, y, k)
     for k in range(2, atoms.rank(x)):
-        atoms.pin(x, k, why=_SPATIAL)
-        atoms.pin(y, k, why=_SPATIAL)
+        atoms.pin(x, k, why=SPATIAL)
+        atoms.pin(y, k, why=SPATIAL)
     for indices in node.outputs[1:]:
         atoms.pin(indices, why="indices of the largest elements")
 

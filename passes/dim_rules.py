@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from onnxcomp.graph import Constant, Node
-from onnxcomp.passes.dim_atoms import Atoms, rule
+from onnxcomp.passes.dim_atoms import SPATIAL, Atoms, rule
 
 __all__ = ["whole_groups"]
 
-_SPATIAL = "a spatial axis"
 _ELEMENTWISE = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
     Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
@@ -96,7 +95,7 @@ def _positions(atoms: Atoms, x: Any, w: Any, y: Any) -> None:
     atoms.same(x, 0, y, 0)
     for k in range(2, atoms.rank(x)):
         for tensor in (x, w, y):
-            atoms.pin(tensor, k, why=_SPATIAL)
+            atoms.pin(tensor, k, why=SPATIAL)
 
 
 def _whole_groups(atoms: Atoms, x: Any, y: Any, groups: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from onnxcomp.calibration.gram import Gram, patches
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
+from onnxcomp.passes.dim_transposed import equivalent, representable, spread, turned_back
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.rounding import as_rows, from_rows
 
@@ -35,11 +37,16 @@ class Site:
     def node(self) -> Node:
         return self.view.node
 
+    @cached_property
+    def form(self) -> Linear:
+        """The operator as Conv, Gemm or MatMul."""
+        return equivalent(self.view) if self.view.op == "ConvTranspose" else self.view
+
     @property
     def length(self) -> int:
         """K: entries of x per group."""
-        shape = self.view.weight.shape
-        return int(np.prod(shape[1:])) if self.view.op == "Conv" else self.view.inputs
+        shape = self.form.weight.shape
+        return int(np.prod(shape[1:])) if self.form.op == "Conv" else self.view.inputs
 
     @property
     def input_axis(self) -> int:
@@ -49,7 +56,7 @@ class Site:
     @property
     def channel_axis(self) -> int:
         """Axis of the output channels in the output, from the front for Conv, else the last."""
-        return 1 if self.view.op == "Conv" else -1
+        return 1 if self.form.op == "Conv" else -1
 
     @property
     def addition(self) -> Node | None:
@@ -83,7 +90,9 @@ class Site:
         """Give the node a new weight [groups, K, outputs per group] and, where it takes one, a bias [outputs]."""
         addition = self.addition
         direct = bias if self.takes_bias and addition is None else None
-        self.view.rewrite(model, model.graph, from_rows(self.view, weight.transpose(0, 2, 1)), direct)
+        native = from_rows(self.form, weight.transpose(0, 2, 1))
+        native = turned_back(self.view, native) if self.form is not self.view else native
+        self.view.rewrite(model, model.graph, native, direct)
         if addition is not None:
             place = next(k for k, t in enumerate(addition.inputs) if isinstance(t, Constant))
             old = addition.inputs[place]
@@ -91,8 +100,13 @@ class Site:
 
     def matrix(self) -> Array:
         """The weight, float64 [groups, K, outputs per group]."""
-        rows = as_rows(self.view, self.view.weight.values.astype(np.float64) * self.view.alpha)
+        rows = as_rows(self.form, self.form.weight.values.astype(np.float64) * self.view.alpha)
         return np.ascontiguousarray(rows.transpose(0, 2, 1))
+
+    def patches(self, x: Array, rows: int, rng: np.random.Generator) -> Array:
+        """What the rows of `matrix` are multiplied with at some output positions: [groups, at most `rows`, K]."""
+        wide = spread(self.view, x) if self.form is not self.view else x
+        return patches(self.form, wide, rows, rng)
 
     def rows_of(self, coupling: Coupling, units: Sequence[int]) -> list[Array]:
         """For each unit the rows of `matrix` (of one group) that belong to it."""
@@ -106,10 +120,11 @@ class Site:
 
 
 def sites(model: Model, scope: Graph | None = None) -> list[Site]:
-    """All sites of the main graph, in order: Conv, Gemm and MatMul with a constant weight."""
+    """All sites of the main graph, in order: Conv, ConvTranspose, Gemm and MatMul with a constant weight."""
     graph = model.graph if scope is None else scope
     views = ((linear(model, node), number) for number, node in enumerate(graph.nodes))
-    return [Site(view, number) for view, number in views if view is not None and view.op != "ConvTranspose"]
+    found = [Site(view, number) for view, number in views if view is not None]
+    return [site for site in found if site.view.op != "ConvTranspose" or representable(site.view)]
 
 
 def collect_grams(
@@ -137,7 +152,7 @@ def collect_grams(
     def take(name: str, value: Array) -> None:
         for site in by_input[name]:
             count = max(64, min(_ROWS_PER_ENTRY * site.length, _MOST_ROWS) // batches)
-            rows = patches(site.view, value, count, rng)
+            rows = site.patches(value, count, rng)
             found.setdefault(site.node, Gram.empty(site.view.groups, site.length)).add(rows)
 
     if by_input:

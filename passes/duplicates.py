@@ -108,6 +108,7 @@ def _merge_scope(
     model: Model, scope: Graph, seen: ChainMap[Hashable, Node], pure: set[tuple[str, str]], ctx: Context
 ) -> int:
     gone: list[Node] = []
+    home = set(scope.nodes)
     for node in scope.nodes:
         key = _key(node, pure)
         if key is None:
@@ -118,7 +119,7 @@ def _merge_scope(
         pairs = list(zip(node.outputs, first.outputs, strict=False))
         if any(b.name and not a.name for b, a in pairs):
             continue
-        if not all(model.replaceable(scope, old, new) for old, new in pairs):
+        if not all(model.replaceable(scope, old, new, home) for old, new in pairs):
             continue
         if ctx.allow(f"{node.label} repeats {first.label}"):
             for old, new in pairs:
@@ -155,22 +156,32 @@ def _trains(node: Node) -> bool:
 
 
 def _pure_functions(model: Model) -> set[tuple[str, str]]:
-    """Local functions that draw no random numbers and call nothing unknown."""
-    pure: set[tuple[str, str]] = set()
+    """Local functions that draw no random numbers and call nothing unknown, themselves and in what they call."""
     known = {(f.header.domain, f.header.name) for f in model.functions}
-    for _ in model.functions:  # a function may call another one
-        before = len(pure)
-        for function in model.functions:
-            if _is_pure((n for s in function.body.scopes() for n in s.nodes), pure):
-                pure.add((function.header.domain, function.header.name))
-        if len(pure) == before:
-            break
-    return pure & known
+    waiting: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    callers: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for function in model.functions:
+        key = (function.header.domain, function.header.name)
+        called = {c for s in function.body.scopes() for n in s.nodes if (c := _unsure(n)) is not None}
+        if called <= known:  # what is called must turn out pure first
+            waiting[key] = called
+            for callee in called:
+                callers.setdefault(callee, []).append(key)
+    pure: set[tuple[str, str]] = set()
+    ready = [key for key, called in waiting.items() if not called]
+    while ready:
+        key = ready.pop()
+        pure.add(key)
+        for caller in callers.get(key, ()):
+            waiting[caller].discard(key)
+            if not waiting[caller]:
+                ready.append(caller)
+    return pure
 
 
-def _is_pure(nodes: Iterable[Node], pure: set[tuple[str, str]]) -> bool:
-    return all(
-        ((n.domain or "") in _STANDARD and n.op not in RANDOM and not (n.op == "Dropout" and _trains(n)))
-        or (n.domain or "", n.op) in pure
-        for n in nodes
-    )
+def _unsure(node: Node) -> tuple[str, str] | None:
+    """None for a standard operator that always gives the same; else what would have to be a pure function."""
+    standard = (node.domain or "") in _STANDARD and node.op not in RANDOM
+    if standard and not (node.op == "Dropout" and _trains(node)):
+        return None
+    return (node.domain or "", node.op)

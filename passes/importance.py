@@ -52,7 +52,7 @@ def curves(
     result = []
     for group in groups:
         readers = [s for s in found if s.node in grams and (s.view.weight, s.input_axis) in group.axes]
-        readers = [s for s in readers if s.view.groups == 1 or not s.view.depthwise]
+        readers = [s for s in readers if (s.view.weight, s.input_axis) in coupling.sums]
         if method == "obs" and readers:
             result.append(_surgeon(coupling, group, readers, grams))
         elif method == "energy" and readers:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.dim_atoms import SPATIAL
 from onnxcomp.passes.dim_lossless import remove_without_loss
 from onnxcomp.passes.dim_probe import plain_form
 from onnxcomp.passes.dim_search import Search
@@ -89,5 +90,6 @@ class PruneChannels(Pass):
         for where, reason in coupling.failed:
             ctx.refuse(where, reason)
         for (weight, axis), reason in coupling.reasons.items():
-            ctx.refuse(f"{weight.name}, axis {axis}", reason)
+            if reason != SPATIAL:
+                ctx.refuse(f"{weight.name}, axis {axis}", reason)
         return Search(coupling, self, ctx).run(model)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Node, producer
 from onnxcomp.linear import linear
 from onnxcomp.passes.dim_regression import Sums, solve
@@ -56,7 +56,8 @@ def compensate(cut: Cut, found: Sequence[Site], grams: Mapping[Node, Gram]) -> N
         gram = grams.get(site.node)
         kept = cut.keep(site.view.weight, site.input_axis)
         extent = site.view.weight.shape[site.input_axis]
-        if gram is None or len(kept) == extent or len(site.view.weight.outputs) > 1:
+        adds_up = (site.view.weight, site.input_axis) in cut.coupling.sums
+        if gram is None or not adds_up or len(kept) == extent or len(site.view.weight.outputs) > 1:
             continue
         taps = site.length // extent
         rows = (kept[:, None] * taps + np.arange(taps)).reshape(-1)
@@ -237,7 +238,7 @@ def _observe(
     name = site.node.inputs[0].name
     names = [name] if task.shortcut is None else [name, task.shortcut.name]
     for number, values in enumerate(replay.before(task.twin, names)):
-        x = patches(site.view, values[name], rows, np.random.default_rng([seed, number]))
+        x = site.patches(values[name], rows, np.random.default_rng([seed, number]))
         y = targets[number]
         if task.shortcut is not None:
             flat = _flat(site, values[task.shortcut.name])

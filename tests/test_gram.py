@@ -87,6 +87,24 @@ def test_moments_of_shards_add_up() -> None:
     assert np.allclose(whole.covariance[0], np.cov(x[0].T, bias=True))
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.randoms())
+def test_moments_of_batches_add_up_to_the_same_bits_in_any_order(seed: int, random) -> None:
+    rng = np.random.default_rng(seed)
+    batches = [rng.standard_normal((2, 10, 4)).astype(np.float32) * 10.0**k for k in range(-3, 4)]
+    whole, shards = Gram.empty(2, 4), [Gram.empty(2, 4) for _ in range(2)]
+    for x in batches:
+        whole.add(x)
+    random.shuffle(batches)
+    for number, x in enumerate(batches):
+        shards[number % 2].add(x)
+    shards[0].merge(shards[1])
+
+    assert (shards[0].products == whole.products).all()
+    assert (shards[0].totals == whole.totals).all()
+    assert shards[0].rows == whole.rows
+
+
 @pytest.mark.parametrize("group", [1, 4])
 def test_second_order_rounding_beats_nearest_on_correlated_inputs(group: int) -> None:
     m = conv(group, 3, 1, 1, [1, 1, 1, 1])

@@ -1,14 +1,19 @@
 """Statistics of activations: what merges, and what ranges come out of a histogram."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from onnxcomp.calibration.gram import Gram
 from onnxcomp.calibration.ranges import choose, parameters, squared_error
 from onnxcomp.calibration.statistics import Channels, Histogram, TensorStatistics
-from onnxcomp.errors import UsageError
+from onnxcomp.calibration.store import Statistics
+from onnxcomp.calibration.sums import ExactSum
+from onnxcomp.errors import DataError, UsageError
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
 
@@ -46,7 +51,8 @@ def test_merging_shards_in_any_order_gives_the_same_counts_and_extremes(parts: l
     assert (merged.minimum, merged.maximum, merged.count) == (whole.minimum, whole.maximum, whole.count)
     assert merged.channels is not None
     assert whole.channels is not None
-    assert np.allclose(merged.channels.total, whole.channels.total, rtol=1e-12, atol=1e-9)
+    assert (merged.channels.total == whole.channels.total).all()
+    assert (merged.channels.squares == whole.channels.squares).all()
     assert (merged.channels.peak == whole.channels.peak).all()
 
 
@@ -110,3 +116,165 @@ def test_an_unseen_tensor_gets_a_usable_scale() -> None:
 def test_an_unknown_method_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="known: minmax"):
         choose(seen(np.ones(3)), "magic")  # type: ignore[arg-type]
+
+
+@settings(max_examples=60)
+@given(st.lists(arrays(np.float64, 3, elements=st.floats(-1e30, 1e30)), min_size=1, max_size=8), st.randoms())
+def test_an_exact_sum_has_the_same_bits_in_any_order_and_grouping(terms: list[np.ndarray], random) -> None:
+    whole = ExactSum((3,))
+    for term in terms:
+        whole.add(term)
+    shuffled = list(terms)
+    random.shuffle(shuffled)
+    shards = [ExactSum((3,)) for _ in range(3)]
+    for number, term in enumerate(shuffled):
+        shards[number % 3].add(term)
+    for shard in shards[1:]:
+        shards[0].merge(shard)
+
+    assert (shards[0].digits == whole.digits).all()
+    assert (shards[0].value == whole.value).all()
+    peak = max(float(np.abs(t).max()) for t in terms)
+    assert np.allclose(whole.value, np.sum(terms, axis=0), rtol=1e-13, atol=1e-14 * peak)
+
+
+def test_an_exact_sum_keeps_small_terms_beside_a_large_one() -> None:
+    total = ExactSum((1,))
+    for value in (1e-6, 1e9, -1e9, 1e-6):
+        total.add(np.array([value]))
+
+    assert total.value[0] == pytest.approx(2e-6, rel=1e-9)
+
+
+def test_a_term_that_is_not_finite_makes_the_sum_nan() -> None:
+    total = ExactSum((1,))
+    total.add(np.array([np.inf]))
+    total.add(np.array([1.0]))
+
+    assert np.isnan(total.value).all()
+
+
+def test_nan_survives_in_the_extremes() -> None:
+    statistics = seen(np.array([1.0, np.nan]), np.array([2.0]))
+
+    assert np.isnan(statistics.minimum)
+
+
+def test_extremes_of_an_array_of_many_blocks_are_exact() -> None:
+    x = np.random.default_rng(0).standard_normal(200_001).astype(np.float32)
+    statistics = seen(x)
+
+    assert (statistics.minimum, statistics.maximum) == (x.min(), x.max())
+    assert statistics.count == x.size
+
+
+def filled() -> Statistics:
+    gram = Gram.empty(2, 3)
+    gram.add(np.random.default_rng(1).standard_normal((2, 20, 3)))
+    tensors = {"a/b": seen(np.linspace(-1, 3, 60).reshape(3, 4, 5), axis=1), "unseen": TensorStatistics()}
+    return Statistics("model", 3, tensors, {"conv": gram})
+
+
+def test_statistics_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
+    before = filled()
+    before.save(tmp_path / "seen.npz")
+    after = Statistics.load(tmp_path / "seen.npz", "model")
+
+    assert (after.samples, after.version, list(after.tensors)) == (3, before.version, ["a/b", "unseen"])
+    one, other = before.tensors["a/b"], after.tensors["a/b"]
+    assert (one.minimum, one.maximum, one.count) == (other.minimum, other.maximum, other.count)
+    assert (one.histogram.counts == other.histogram.counts).all()
+    assert one.channels is not None
+    assert other.channels is not None
+    assert (one.channels.squares == other.channels.squares).all()
+    assert after.tensors["unseen"].maximum == -np.inf
+    assert (after.grams["conv"].covariance == before.grams["conv"].covariance).all()
+    assert [p.name for p in tmp_path.iterdir()] == ["seen.npz"]
+
+
+def test_loaded_statistics_can_be_merged_further(tmp_path: Path) -> None:
+    filled().save(tmp_path / "seen.npz")
+    merged = Statistics.load(tmp_path / "seen.npz", "model")
+    merged.merge(filled())
+
+    assert merged.samples == 6
+    assert merged.tensors["a/b"].count == 120
+    assert (merged.grams["conv"].products == 2 * filled().grams["conv"].products).all()
+
+
+def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
+    filled().save(tmp_path / "seen.npz")
+
+    with pytest.raises(DataError, match="calibrate again"):
+        Statistics.load(tmp_path / "seen.npz", "another")
+    with pytest.raises(DataError, match="calibrate again"):
+        filled().merge(Statistics("another"))
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_file_without_statistics_is_a_data_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "seen.npz").write_bytes(content)
+
+    with pytest.raises(DataError, match="calibrate again"):
+        Statistics.load(tmp_path / "seen.npz", "model")
+
+
+# --- ranges ---
+
+
+@pytest.mark.parametrize(("signed", "bits", "last"), [(False, 8, 255), (True, 8, 127), (False, 4, 15), (True, 4, 7)])
+def test_minmax_spends_all_codes_on_the_extremes(signed: bool, bits: int, last: int) -> None:
+    chosen = choose(seen(np.linspace(0, 3, 500)), "minmax", signed=signed, bits=bits)
+
+    assert chosen.scale == pytest.approx(3 / last)
+    assert (chosen.zero_point, chosen.last) == (0, last)
+    assert chosen.high == pytest.approx(3)
+
+
+def test_percentile_cuts_the_share_it_was_told() -> None:
+    chosen = choose(seen(np.linspace(-1, 1, 8000)), "percentile", share=0.5)
+
+    assert chosen.low == pytest.approx(-0.5, abs=0.01)
+    assert chosen.high == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(("bits", "best"), [(8, 3.92), (4, 2.55)])
+def test_squared_error_finds_the_known_clipping_point_of_normal_values(bits: int, best: float) -> None:
+    # The clipping points in units of sigma are those of Banner et al. (arXiv:1810.05723): 3.92 and 2.55.
+    x = np.random.default_rng(0).standard_normal((40, 8000))
+    chosen = choose(seen(*x), "mse", signed=True, bits=bits)
+
+    assert chosen.high == pytest.approx(best, rel=0.1)
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_squared_error_ranges_are_within_two_percent_of_an_exhaustive_search(signed: bool, bits: int) -> None:
+    x = np.random.default_rng(0).laplace(size=(20, 8000))
+    statistics = seen(*x)
+    chosen = choose(statistics, "mse", signed=signed, bits=bits)
+
+    def error(high: float) -> float:
+        return float(np.square(parameters(-high, high, signed=signed, bits=bits).apply(x) - x).mean())
+
+    found = float(np.square(chosen.apply(x) - x).mean())
+    assert found < 1.02 * min(error(h) for h in np.linspace(1, np.abs(x).max(), 60))
+
+
+def test_entropy_keeps_a_uniform_range_whole() -> None:
+    chosen = choose(seen(np.linspace(0, 6, 8000)), "entropy")
+
+    assert chosen.high == pytest.approx(6, rel=0.05)
+
+
+def test_entropy_is_not_misled_by_the_zeros_behind_a_relu() -> None:
+    x = np.random.default_rng(0).standard_normal((20, 8000))
+    with_zeros = choose(seen(*np.maximum(x, 0)), "entropy")
+    without = choose(seen(*x[x > 0].reshape(-1, 1)[: 8000 * 9].reshape(9, -1)), "entropy")
+
+    assert with_zeros.high == pytest.approx(without.high, rel=0.1)
+
+
+def test_a_number_of_bits_that_no_code_has_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="2 to 8"):
+        choose(seen(np.ones(3)), "mse", bits=1)

@@ -1,13 +1,13 @@
 """What calibration costs: time and peak memory beside plain inference and ONNX Runtime's calibrators.
 
-    python tests/benchmarks/calibration.py [--samples 128] [--rounds 5] [MODEL.onnx DATA.npz ...]
+    python tests/benchmarks/calibration.py [--samples 512] [--rounds 3] [MODEL.onnx DATA.npz ...]
     python tests/benchmarks/calibration.py --growth            # peak memory for 64 and 1,024 samples
 
 All use one thread, the same samples in batches of 16, and the same graph, from which the lossless passes have removed
-BatchNormalization. Time is the median of rounds in which the candidates take turns, CPU time of the process, opened
-sessions included for the calibrators and for us (`cold`), and without (`warm`, plain inference and ours only). Peak
-memory is VmHWM of a process of its own. Without arguments: the digits ResNet of models/, CIFAR ResNets of the zoo where
-it is there, and MobileNetV2 with random weights if torch is there.
+BatchNormalization. Time is CPU time of the process, the median of rounds in which the candidates take turns; for the
+calibrators and for us it includes opening the session, for plain inference it does not. Peak memory is VmHWM of a
+process of its own. Without arguments: the digits ResNet of models/, CIFAR ResNets of the zoo where it is there, and
+MobileNetV2 with random weights (needs torch; 96 samples).
 """
 
 from __future__ import annotations
@@ -205,8 +205,8 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser()
     parser.add_argument("files", nargs="*")
-    parser.add_argument("--samples", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", action="store_true")
     options = parser.parse_args()
     pairs = list(zip(options.files[::2], options.files[1::2], strict=True))
@@ -223,7 +223,7 @@ def main() -> None:
             if options.growth:
                 growth(path, data)
             else:
-                samples = min(options.samples, 48) if "mobilenet" in path else options.samples
+                samples = min(options.samples, 96) if "mobilenet" in path else options.samples
                 compare(path, data, samples, options.rounds)
 
 

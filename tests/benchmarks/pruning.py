@@ -180,15 +180,15 @@ def sliced(model: Any, kept: Any) -> Any:
 def top1(model: Any, evaluation: Any) -> float:
     import numpy as np
 
+    from onnxcomp.calibration.data import open_data
     from onnxcomp.runtime import open_session
 
     session = open_session(model)
-    labels, inputs = evaluation["labels"], {k: v for k, v in evaluation.items() if k != "labels"}
-    found = []
-    for start in range(0, len(labels), 50):
-        feed = {spec.name: inputs[spec.name][start : start + 50] for spec in session.inputs}
-        found.append(session.run(feed)[0].argmax(axis=1))
-    return 100 * float(np.mean(np.concatenate(found) == labels))
+    right = [
+        session.run(batch.feeds)[0].argmax(axis=1) == batch.labels
+        for batch in open_data(evaluation, session.inputs).batches()
+    ]
+    return 100 * float(np.mean(np.concatenate(right)))
 
 
 def speedup(before: Any, after: Any, evaluation: Any) -> float:

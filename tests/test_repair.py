@@ -1,0 +1,102 @@
+"""Solving weights anew after a removal."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from onnx import numpy_helper
+
+from onnxcomp.calibration.data import open_data
+from onnxcomp.graph import Model
+from onnxcomp.passes.dim_probe import plain_form
+from onnxcomp.passes.dim_sites import collect_grams, sites
+from onnxcomp.passes.dims import couple
+from onnxcomp.passes.repair import compensate, resolve
+from onnxcomp.passes.surgery import remove
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import from_proto
+
+# The reader of 12 channels of which 4 are sums of two others: what goes can be put back exactly.
+READERS = {
+    "Conv": ("y = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (a, w, v)", (5, 12, 3, 3)),
+    "ConvTranspose": (
+        "y = ConvTranspose <strides = [2, 2], pads = [1, 0, 0, 1], output_padding = [1, 0], dilations = [1, 2]> "
+        "(a, w, v)",
+        (12, 5, 3, 3),
+    ),
+    "Gemm": ("p = GlobalAveragePool (a) q = Flatten (p) y = Gemm <alpha = 0.5, transB = 1> (q, w, v)", (5, 12)),
+    "MatMul": ("p = Transpose <perm = [0, 2, 3, 1]> (a) q = MatMul (p, w) y = Add (q, v)", (12, 5)),
+}
+
+
+def network(reader: str) -> Model:
+    text, shape = READERS[reader]
+    rank = {"Gemm": "n, c"}.get(reader, "n, c, h, w2")
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> net (float[n, 8, 6, 6] x) => (float[{rank}] y) '
+        f"{{ a = Conv (x, m, b) {text} }}"
+    )
+    rng = np.random.default_rng(0)
+    m = rng.normal(size=(12, 8, 1, 1))
+    b = rng.normal(size=12)
+    for values in (m, b):
+        values[8:] = values[:4] + values[4:8]
+    for name, values in (
+        ("m", m),
+        ("b", b),
+        ("w", rng.normal(size=shape)),
+        ("v", rng.normal(size=5)),
+    ):
+        proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    return from_proto(proto)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("method", ["compensate", "resolve"])
+def test_what_other_channels_know_is_put_back(reader: str, method: str) -> None:
+    model = plain_form(network(reader))
+    coupling = couple(model)
+    (group,) = coupling.groups
+    producer = next(t for t, _ in group.axes if t.name.startswith("m"))
+    gone = coupling.label(producer, 0)[8:].tolist()
+    cut = remove(coupling, gone)
+    x = {"x": np.random.default_rng(1).normal(size=(48, 8, 6, 6)).astype(np.float32)}
+    data = open_data(x, open_session(model).inputs)
+    expected, before = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
+    if method == "compensate":
+        grams = collect_grams(model, sites(model), data, threads=1, memory=1 << 30, seed=0)
+        compensate(cut, sites(model), grams)
+    else:
+        resolve(cut, data, samples=None, threads=1, seed=0)
+    after = open_session(cut.model).run(x)[0]
+    power = np.square(expected - expected.mean()).mean()
+    assert np.square(before - expected).mean() > 0.1 * power
+    assert np.square(after - expected).mean() < 1e-3 * power
+
+
+def test_an_error_ahead_of_a_sum_with_a_shortcut_is_fitted_after_it() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17]> net (float[n, 8, 6, 6] x) => (float[n, 4, 6, 6] y) {
+        a = Conv (x, m)
+        s = Conv (a, w1)
+        r = Conv (a, w2)
+        z = Add (r, s)
+        y = Conv (z, w3)
+    }"""
+    proto = onnx.parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, shape in (("m", (12, 8, 1, 1)), ("w1", (6, 12, 1, 1)), ("w2", (6, 12, 3, 3)), ("w3", (4, 6, 1, 1))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    for node in proto.graph.node:
+        if node.output[0] == "r":
+            node.attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
+    model = plain_form(from_proto(proto))
+    coupling = couple(model)
+    producer = next(t for g in coupling.groups for t, _ in g.axes if t.name.startswith("m"))
+    cut = remove(coupling, coupling.label(producer, 0)[:3].tolist())
+    x = {"x": rng.normal(size=(40, 8, 6, 6)).astype(np.float32)}
+    found = resolve(cut, open_data(x, open_session(model).inputs), samples=None, threads=1, seed=0)
+    for before, after in found.errors.values():
+        assert after < before
+    expected, after_all = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
+    assert np.square(expected - after_all).mean() < 0.05 * np.square(expected).mean()
