@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.manager import Context

@@ -181,8 +181,9 @@ def _commutes(model: Model, node: Node, shapes: Shapes) -> bool:
         return not constant and a is not None and a[1:2] == (b or ())[1:2]
     if node.op in ("Flatten", "Reshape", "Squeeze"):
         before, after = shapes[node.inputs[0]].shape, shapes[node.outputs[0]].shape
-        known = before is not None and after is not None and len(before) > 1 and len(after) == 2
-        return known and before is not None and after is not None and before[1] == after[1] and isinstance(after[1], int)
+        if before is None or after is None or len(before) < 2 or len(after) != 2:
+            return False
+        return before[1] == after[1] and isinstance(after[1], int)
     return False
 
 

@@ -2,8 +2,8 @@
 
     python tests/benchmarks/quantization.py [--zoo ../shared/zoo] [MODEL ...]
 
-For each model: the original, `onnxruntime.quantization.quantize_static` at its best setting (quant_pre_process, opset 13
-or newer, Q/DQ, u8 activations, s8 per-channel weights; MinMax and Percentile), and onnxcomp's default pipeline, all
+For each model: the original, `onnxruntime.quantization.quantize_static` at its best setting (quant_pre_process, opset
+13 or newer, Q/DQ, u8 activations, s8 per-channel weights; MinMax and Percentile), and onnxcomp's default pipeline, all
 calibrated on the same samples. One thread. Agreement and SQNR are against the original on the evaluation data.
 """
 
