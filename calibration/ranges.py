@@ -98,10 +98,11 @@ def choose(
 
 def squared_error(statistics: TensorStatistics, chosen: QuantParameters) -> float:
     """Expected squared error of a value, by the histogram."""
-    edges, counts = _edges(statistics)
+    total = max(float(statistics.histogram.bins()[1].sum()), 1.0)
+    edges, counts = _edges(statistics, chosen.bits)
     low, high = np.array([chosen.low]), np.array([chosen.high])
     error = _errors(edges, counts, low, high, chosen.signed, chosen.bits)
-    return float(error[0]) / max(float(counts.sum()), 1.0)
+    return float(error[0]) / total
 
 
 def _grid(low: Array, high: Array, signed: bool, bits: int) -> tuple[Array, Array]:
@@ -125,7 +126,7 @@ def _percentile(centers: Array, counts: Array, low: float, high: float, share: f
 
 def _mse(statistics: TensorStatistics, low: float, high: float, signed: bool, bits: int) -> tuple[float, float]:
     """Coordinate search: shrink one end, then the other, first in coarse and then in fine steps."""
-    edges, counts = _edges(statistics)
+    edges, counts = _edges(statistics, bits)
     if signed:  # one search: both ends depend on the larger one
         low, high = -max(-low, high), max(-low, high)
     full = (low, high)
@@ -145,12 +146,23 @@ def _mse(statistics: TensorStatistics, low: float, high: float, signed: bool, bi
     return low, high
 
 
-def _edges(statistics: TensorStatistics) -> tuple[Array, Array]:
-    """Where each bin begins and ends, inside of what was seen: float32 [2, bins]; and counts: float32 [bins]."""
+def _edges(statistics: TensorStatistics, bits: int) -> tuple[Array, Array]:
+    """Where each bin begins and ends, inside of what was seen: float32 [2, bins]; and counts: float32 [bins].
+
+    Neighbours inside a quarter of the widest step become one bin: near zero there are hundreds to a code. Zeros are
+    left out, as they are exact.
+    """
     centers, counts = statistics.histogram.bins()
-    half = np.where(centers == 0, 0.0, np.ldexp(1.0, np.frexp(centers)[1] - 9))  # 7 bits of mantissa
+    centers, counts = centers[centers != 0], counts[centers != 0]
+    if not centers.size:
+        return np.zeros((2, 1), np.float32), np.zeros(1, np.float32)
+    half = np.ldexp(1.0, np.frexp(centers)[1] - 9)  # 7 bits of mantissa
     edges = np.clip(np.stack([centers - half, centers + half]), statistics.minimum, statistics.maximum)
-    return edges.astype(np.float32), counts.astype(np.float32)
+    slot = np.floor(centers / (max(centers[-1] - centers[0], np.abs(centers).max()) / (4 << bits)))
+    first = np.flatnonzero(np.diff(slot, prepend=slot[0] - 1))
+    last = np.append(first[1:], len(slot)) - 1
+    joined = np.stack([edges[0, first], edges[1, last]])
+    return joined.astype(np.float32), np.add.reduceat(counts, first).astype(np.float32)
 
 
 def _errors(edges: Array, counts: Array, lows: Array, highs: Array, signed: bool, bits: int) -> Array:
@@ -178,9 +190,7 @@ def _errors(edges: Array, counts: Array, lows: Array, highs: Array, signed: bool
     return np.asarray((mean @ counts).astype(np.float64) * np.square(scale))
 
 
-def _entropy(
-    centers: Array, counts: Array, low: float, high: float, signed: bool, bits: int
-) -> tuple[float, float]:
+def _entropy(centers: Array, counts: Array, low: float, high: float, signed: bool, bits: int) -> tuple[float, float]:
     """One threshold on |x|, applied to both ends. Zeros do not count: they are exact, and behind a Relu they would
     outweigh all that is to be told apart.
     """
