@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.sums import ExactSum
 from onnxcomp.linear import Linear
 
-__all__ = ["Gram", "patches"]
+__all__ = ["Gram", "patches", "pick"]
 
 Array = npt.NDArray[Any]
 
@@ -82,7 +82,7 @@ def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Arra
     """
     if view.op in ("Gemm", "MatMul"):
         flat = x.reshape(1, -1, x.shape[-1])
-        return flat[:, _pick(flat.shape[1], rows, rng)] if flat.shape[1] > rows else flat
+        return flat[:, pick(flat.shape[1], rows, rng)]
     if view.op != "Conv":
         raise ValueError(f"no patches for {view.op}")
     kernel = view.weight.shape[2:]
@@ -94,7 +94,7 @@ def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Arra
         (padded.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(spatial)
     ]
     total = x.shape[0] * int(np.prod(counts))
-    picked = _pick(total, rows, rng) if total > rows else np.arange(total)
+    picked = pick(total, rows, rng)
     sample, *corner = np.unravel_index(picked, (x.shape[0], *counts))
     index: list[Any] = [sample.reshape(-1, *(1,) * spatial)]
     for i in range(spatial):
@@ -109,8 +109,9 @@ def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Arra
     return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
 
-def _pick(total: int, rows: int, rng: np.random.Generator) -> Array:
-    return np.sort(rng.choice(total, rows, replace=False))
+def pick(total: int, rows: int, rng: np.random.Generator) -> Array:
+    """Positions of at most `rows` of `total`, ascending; equal for generators in equal states."""
+    return np.sort(rng.choice(total, rows, replace=False)) if total > rows else np.arange(total)
 
 
 def _padding(

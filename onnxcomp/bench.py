@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp import io
 from onnxcomp.bench_rounds import Job, Measured, Progress, measure
 from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.graph import Model
 from onnxcomp.runtime import FLOAT_KERNELS, INT8_KERNELS, Kernel
 from onnxcomp.timing import PairedRatio, latency_quantiles, verdict
 
@@ -240,12 +242,11 @@ def _materialize(model: Any, folder: str, index: int) -> tuple[str, str]:
         if not os.path.isfile(path):
             raise ModelError(f"{path} does not exist or is not a file")
         return os.path.abspath(path), path
-    if isinstance(model, bytes):
-        data = model
-    else:
-        data = model.to_bytes() if hasattr(model, "to_bytes") else model.SerializeToString()
     path = os.path.join(folder, f"model{index}.onnx")
-    Path(path).write_bytes(data)
+    if isinstance(model, Model):
+        io.save(model, path)
+    else:
+        Path(path).write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
     return path, f"model {index + 1}"
 
 
@@ -266,13 +267,6 @@ def _store_feeds(feeds: Feeds, folder: str) -> str:
 
 
 def _file_bytes(path: str) -> int:
-    """Bytes of the model file and of the external data files that its initializers name."""
-    import onnx
-
-    files = {os.path.abspath(path)}
+    """Bytes of the model file and of the data files that it names."""
     own_format = path.endswith(".ort")  # of ONNX Runtime: no protobuf, and always one file
-    for tensor in () if own_format else onnx.load(path, load_external_data=False).graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                files.add(os.path.join(os.path.dirname(path), entry.value))
-    return sum(os.path.getsize(file) for file in files if os.path.isfile(file))
+    return os.path.getsize(path) if own_format else io.model_bytes(Path(path))

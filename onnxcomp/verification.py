@@ -13,12 +13,14 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Batch, Dataset, sample_hashes
 from onnxcomp.class_metrics import class_labels
-from onnxcomp.errors import DataError, ModelError, UsageError
+from onnxcomp.errors import DataError, ModelError, ResourceError, UsageError
+from onnxcomp.graph import Model
 from onnxcomp.interface import interface_changes
 from onnxcomp.metrics import Tolerance, measure
 from onnxcomp.noise import Noise, flatten, measure_noise, tolerances
 from onnxcomp.quality import Metric, is_float, output_roles
 from onnxcomp.runtime import Session, open_session
+from onnxcomp.serde import export_model
 from onnxcomp.synthesis import edge_feeds, usable_inputs
 from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 
@@ -112,7 +114,10 @@ def _fixed(model: Any) -> Any:
     """The model in a form that is not made anew for every session; ModelError if there is no such file."""
     if isinstance(model, (str, os.PathLike)) and not os.path.isfile(model):
         raise ModelError(f"there is no model file {os.fspath(model)}")
-    return model.to_bytes() if hasattr(model, "to_bytes") else model
+    try:
+        return model.to_bytes() if isinstance(model, Model) else model
+    except ResourceError:  # above the 2 GB of one message every session is handed the weights anew
+        return model
 
 
 def _reporter(progress: Progress | None, data: Dataset | None, samples: int | None) -> Callable[[int], None]:
@@ -131,6 +136,8 @@ def _read(model: Any, what: str) -> onnx.ModelProto:
 
     if isinstance(model, onnx.ModelProto):
         return model
+    if isinstance(model, Model):
+        return export_model(model)[0]
     try:
         if isinstance(model, bytes):
             return onnx.load_model_from_string(model)

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram
+from onnxcomp.calibration.gram import Gram, pick
 from onnxcomp.graph import Node, producer
 from onnxcomp.linear import linear
 from onnxcomp.passes.dim_regression import Sums, solve
@@ -178,7 +178,7 @@ def _targets(
         for index, task in enumerate(tasks):
             kept = cut.keep(task.total, task.site.channel_axis)
             flat = _flat(task.site, values[task.total.name])
-            picked = _picked(len(flat), rows[index], np.random.default_rng([seed + index, number]))
+            picked = pick(len(flat), rows[index], np.random.default_rng([seed + index, number]))
             found[task.site.node].append(flat[picked][:, kept])
     return found
 
@@ -187,11 +187,6 @@ def _flat(site: Site, y: Array) -> Array:
     """Output as [positions, channels], positions in the order of `patches`."""
     last = np.moveaxis(y, site.channel_axis, -1)
     return last.reshape(-1, last.shape[-1])
-
-
-def _picked(total: int, rows: int, rng: np.random.Generator) -> Array:
-    """The positions that `patches` picks with a generator in the same state."""
-    return np.sort(rng.choice(total, rows, replace=False)) if total > rows else np.arange(total)
 
 
 def _fit(cut: Cut, task: _Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]) -> tuple[float, float]:
@@ -242,7 +237,7 @@ def _observe(
         y = targets[number]
         if task.shortcut is not None:
             flat = _flat(site, values[task.shortcut.name])
-            y = y - flat[_picked(len(flat), rows, np.random.default_rng([seed, number]))]
+            y = y - flat[pick(len(flat), rows, np.random.default_rng([seed, number]))]
         y = y.reshape(len(y), groups, -1).transpose(1, 0, 2)
         parts[number % _EVERY == _EVERY - 1].add(x, y)
     if not parts[1].rows:  # too few batches to keep one out
