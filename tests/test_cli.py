@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy_and_is_fast(root):
     seconds = time.perf_counter() - begin
 
     assert done.stderr == "[]\n"
-    assert seconds < 2  # 0.1 s on an idle machine
+    assert seconds < 5  # 0.1 s on an idle machine; tests run beside others
 
 
 def test_optimize_writes_a_verified_model_and_the_numbers_it_prints(cli, workshop, monkeypatch):

@@ -44,9 +44,9 @@ def test_components_are_those_of_a_search(case: tuple[int, list[tuple[int, int]]
 
 def test_components_of_a_long_chain_take_few_rounds() -> None:
     order = np.random.default_rng(0).permutation(200_000)
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert not components(len(order), order[:-1], order[1:]).any()
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 CHAIN = """
