@@ -37,13 +37,17 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built model, its units (of this very model), its score in dB, and its drop in quality (see judge.py)."""
+    """A built model, its units (of this very model), its score in dB, and its drop in quality (see judge.py).
+
+    `ranges` is how its ranges were chosen, while that is being decided.
+    """
 
     decisions: Decisions
     model: Model
     units: tuple[Unit, ...]
     score: float = float("-inf")
     drop: float = float("inf")
+    ranges: str = ""
 
 
 def first_decisions(

@@ -38,6 +38,8 @@ __all__ = ["Quantize"]
 
 _MIN_OPSET = 13  # DequantizeLinear with a scale per channel
 _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
+_MIN_TO_SPLIT = 40  # samples, of which one in five is held out
+_CLEARLY = 0.5  # dB by which cutting off the largest values has to be better than keeping them
 _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
@@ -95,9 +97,13 @@ class Quantize(Pass):
 
 
 def _parts(data: Dataset) -> tuple[Dataset, Dataset]:
-    """What statistics are taken from, and what candidates are judged on; the same if there is too little to split."""
-    fit, held = hold_out(data)
-    return (fit, held) if held.length is None or held.length >= 2 else (data, data)
+    """What statistics are taken from, and what candidates are judged on; the same if there is too little to split.
+
+    A handful of held-out samples chooses by chance; rounding decisions hardly overfit.
+    """
+    if data.length is not None and data.length < _MIN_TO_SPLIT:
+        return data, data
+    return hold_out(data)
 
 
 def _largest_code(bits: str) -> int:
@@ -162,9 +168,11 @@ class _Search:
         for number, method in enumerate(methods):
             self.ctx.progress(number / len(methods), f"ranges: {method}")
             chosen = {name: choose(s, method) for name, s in seen.statistics.items()}
-            found.append(self._build(first_decisions(plan, skip, chosen, self.limit)))
+            built = self._build(first_decisions(plan, skip, chosen, self.limit))
+            found.append(replace(built, ranges=method))
             self.trail[f"ranges {method}"] = found[-1].score
-        return max(found, key=lambda c: c.score)
+        # What a percentile cuts off may matter on samples that are not here.
+        return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
 
     def _rounded(self, best: Candidate, seen: Moments) -> Candidate:
         decisions = best.decisions
