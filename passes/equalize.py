@@ -28,6 +28,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
 from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.dead import remove_dead
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Equalize", "equalize"]
@@ -61,7 +62,9 @@ class Equalize(Pass):
         seen = collect(
             model, limited(ctx.data, _SAMPLES), requests, threads=ctx.threads, memory=ctx.memory, histogram=False
         )
-        return {"groups": equalize(model, groups, seen, ctx, self.strength)}
+        done = equalize(model, groups, seen, ctx, self.strength)
+        remove_dead(model, Context())  # the weights that rescaled ones replaced
+        return {"groups": done}
 
 
 @dataclass

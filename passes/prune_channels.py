@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.dim_atoms import SPATIAL
 from onnxcomp.passes.dim_lossless import remove_without_loss
 from onnxcomp.passes.dim_probe import plain_form
@@ -92,4 +93,7 @@ class PruneChannels(Pass):
         for (weight, axis), reason in coupling.reasons.items():
             if reason != SPATIAL:
                 ctx.refuse(f"{weight.name}, axis {axis}", reason)
-        return Search(coupling, self, ctx).run(model)
+        details = Search(coupling, self, ctx).run(model)
+        if not self.dry_run:
+            remove_dead(model, Context())  # the weights that smaller ones replaced
+        return details

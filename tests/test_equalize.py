@@ -133,3 +133,18 @@ def test_an_activation_that_does_not_commute_pins_its_channels() -> None:
     _, groups = equalized(model)
 
     assert groups == 0
+
+
+def test_the_weights_that_were_replaced_are_gone() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1)
+          y = Conv (a, w2)
+        }""",
+        w1=uneven(6, 3, 1, 1), w2=uneven(4, 6, 1, 1),
+    )  # fmt: skip
+
+    result, _ = equalized(model)
+
+    assert sorted(i.shape for i in result.graph.initializers) == [(4, 6, 1, 1), (6, 3, 1, 1)]

@@ -106,6 +106,12 @@ def test_a_share_of_multiplications_is_kept_with_little_loss(
     assert accuracy(pruned, evaluation) > accuracy(model, evaluation) - 0.03
 
 
+def test_the_file_holds_only_the_narrower_weights(
+    resnet: tuple[Model, Dataset, dict[str, Array]], narrowed: tuple[Model, PassRecord]
+) -> None:
+    assert len(narrowed[0].to_bytes()) < 0.8 * len(resnet[0].to_bytes())
+
+
 def test_repair_brings_the_outputs_back(narrowed: tuple[Model, PassRecord]) -> None:
     _, record = narrowed
     before, after = record.details["before_repair"], record.details["after_repair"]
