@@ -114,7 +114,7 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("--samples", metavar="N", type=int, help="calibration samples to use at most (default: 512)")
     add("--seed", metavar="N", type=int, help="seed of everything random (default: 0)")
     add("--threads", metavar="N", type=int, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
-    add("--workers", metavar="N", type=int, help="processes to use for calibration (default: 1)")
+    add("--workers", metavar="N", type=int, help="processes for calibration; this version always uses one")
     add("--memory", metavar="SIZE", help="memory for calibration statistics, such as 2GB (default: 1GiB)")
     add("--bench-seconds", metavar="S", type=float, help="time for the benchmark, 0 for none (default: 4)")
     add("--external-data", **_flag(), help="weights into a separate file (always done above 1.5 GB)")

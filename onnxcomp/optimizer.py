@@ -45,10 +45,9 @@ def optimize(
     chosen = Options.make(recipe, output=output, **options)
     target = _output_path(model, chosen.output)
     io.check_output(target, overwrite=chosen.force)
-    for extra in (chosen.json, chosen.report):
-        if extra is not None:
-            _check_distinct(Path(extra), target, model)
-            io.check_output(Path(extra), overwrite=chosen.force)
+    if chosen.json is not None:
+        _check_distinct(Path(chosen.json), target, model)
+        io.check_output(Path(chosen.json), overwrite=chosen.force)
     provider_name(chosen.target)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()

@@ -31,7 +31,8 @@ class Options:
     """Options of `optimize`. Shares are given as numbers or texts ("1%"), factors as numbers or texts ("4x").
 
     `calib` and `eval` are data as in `onnxcomp.calibration.data.open_data`; `preprocess` is for folders of pictures;
-    `metric` is a callable or "package.module:function"; `samples` limits calibration samples.
+    `metric` is a callable or "package.module:function"; `samples` limits calibration samples; `workers` is accepted,
+    but calibration runs in one process so far.
     """
 
     calib: Any = None
@@ -43,7 +44,6 @@ class Options:
     speed: float | None = None
     passes: Any = None
     output: str | os.PathLike[str] | None = None
-    report: str | os.PathLike[str] | None = None
     json: str | os.PathLike[str] | None = None
     samples: int = 512
     seed: int = 0
@@ -94,7 +94,7 @@ class Options:
         for key in ("verify", "force", "external_data", "allow_symlinks"):
             if not isinstance(getattr(self, key), bool):
                 raise UsageError(f"{key} is {getattr(self, key)!r}; it can be true or false")
-        for key in ("output", "json", "report"):
+        for key in ("output", "json"):
             if not isinstance(getattr(self, key), (str, os.PathLike, type(None))):
                 raise UsageError(f"{key} is {getattr(self, key)!r}; it must be the name of a file")
         seconds = self.bench_seconds
