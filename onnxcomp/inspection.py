@@ -42,7 +42,7 @@ _LARGEST = 10
 _CONTROL = ("If", "Loop", "Scan")
 _QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU")
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
-_TRIED = ("cleanup", "fold-constants", "fuse")
+_TRIED = ("cleanup", "fold-constants", "fuse", "dead-channels")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ BUILTIN = {
     "cleanup": "onnxcomp.passes.cleanup:Cleanup",
     "fold-constants": "onnxcomp.passes.fold_constants:FoldConstants",
     "fuse": "onnxcomp.passes.fuse:Fuse",
+    "dead-channels": "onnxcomp.passes.dead_channels:DeadChannels",
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "quantize": "onnxcomp.passes.quantize:Quantize",

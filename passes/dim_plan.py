@@ -10,7 +10,7 @@ from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dims import Group
 from onnxcomp.passes.importance import Curve
 
-__all__ = ["Budget", "allocate", "levels", "uniform"]
+__all__ = ["Budget", "allocate", "channels_per_unit", "convolves", "levels", "uniform"]
 
 
 _LEVELS = 64
@@ -33,7 +33,8 @@ def channels_per_unit(group: Group) -> int:
     return min(group.axes.values())
 
 
-def _convolves(group: Group) -> bool:
+def convolves(group: Group) -> bool:
+    """Whether a weight of the group belongs to a convolution."""
     return any("Conv" in str(node.op) for tensor, _ in group.axes for node in tensor.outputs)
 
 
@@ -43,7 +44,7 @@ def levels(group: Group, grid: int, least: int) -> list[int]:
     Matrix products take any width equally well: groups without a convolution have a finer grid, at most 64 levels.
     """
     size = channels_per_unit(group)
-    step = grid // math.gcd(grid, size) if _convolves(group) else max(1, group.width // _LEVELS)
+    step = grid // math.gcd(grid, size) if convolves(group) else max(1, group.width // _LEVELS)
     lowest = max(1, -(-least // size))
     kept = [k for k in range(group.width - 1, lowest - 1, -1) if k % step == 0]
     return [0, *(group.width - k for k in kept)]

@@ -22,6 +22,7 @@ def _recurrent(atoms: Atoms, node: Node) -> None:
     gates, hidden = GATES[str(node.op)], atoms.shape(r)[2]
     batch_first = bool(node.attrs.get("layout", 0))
     atoms.same(x, 2, w, 2)
+    atoms.pin(x, 1 if batch_first else 0, why="the steps of a recurrence")
     atoms.summed(w, 2)
     atoms.summed(r, 2)
     unit = np.arange(gates * hidden) % hidden

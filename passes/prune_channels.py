@@ -22,7 +22,6 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.dim_atoms import SPATIAL
-from onnxcomp.passes.dim_lossless import remove_without_loss
 from onnxcomp.passes.dim_probe import plain_form
 from onnxcomp.passes.dim_search import Search
 from onnxcomp.passes.dims import couple
@@ -39,8 +38,8 @@ class PruneChannels(Pass):
     the pipeline's). `importance` auto is obs with calibration data, else l2. Steps are chosen by what they save of
     `price`: work counts channels in the blocks of this machine's kernels. Widths are multiples of `grid` (0: of that
     block) and at least `min_width`. `normalized` also takes groups that a LayerNorm averages over. `repair` solves the
-    weights that stay, `sensitivity` measures each group alone. `lossless` removes only what changes nothing. `dry_run`
-    reports the plan and changes nothing.
+    weights that stay, `sensitivity` measures each group alone. `dry_run` reports the plan
+    and changes nothing.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -59,7 +58,6 @@ class PruneChannels(Pass):
     normalized: bool = False
     repair: bool = True
     sensitivity: bool = True
-    lossless: bool = False
     dry_run: bool = False
 
     def __post_init__(self) -> None:
@@ -77,8 +75,6 @@ class PruneChannels(Pass):
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         plain = plain_form(model)
-        if self.lossless:
-            return remove_without_loss(model, plain, ctx)
         if ctx.data is None and self.searching:
             raise UsageError(
                 "pass 'prune-channels' finds out with calibration data how much may go; give them with --calib, or "

@@ -15,14 +15,15 @@ from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, run_pass
 from onnxcomp.passes.cleanup import Cleanup
+from onnxcomp.passes.dead_channels import DeadChannels
 from onnxcomp.passes.fold_constants import FoldConstants
 from onnxcomp.passes.fuse import Fuse
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 
-PASSES = {p.name: p for p in (Cleanup(), FoldConstants(), Fuse())}
+PASSES = {p.name: p for p in (Cleanup(), FoldConstants(), Fuse(), DeadChannels())}
 EXACT = ("cleanup", "fold-constants", "cleanup")
-FLOAT = ("fuse", "cleanup")
+FLOAT = ("fuse", "cleanup", "dead-channels")
 RANDOM = {
     "RandomNormal",
     "RandomUniform",

@@ -186,7 +186,7 @@ def test_passes_are_tried_without_changing_the_model() -> None:
     ))  # fmt: skip
     before = model.to_bytes()
     tried = {p.name: p for p in inspect(model).passes}
-    assert list(tried) == ["cleanup", "fold-constants", "fuse", "quantize"]
+    assert list(tried) == ["cleanup", "fold-constants", "fuse", "dead-channels", "quantize"]
     assert tried["cleanup"].candidates >= 1
     assert tried["fuse"].candidates >= 1
     assert tried["quantize"].candidates == 1
