@@ -34,6 +34,7 @@ __all__ = [
     "executed_kernels",
     "open_session",
     "provider_name",
+    "version",
 ]
 
 Array = npt.NDArray[Any]
@@ -219,6 +220,13 @@ def executed_kernels(
             entry[1] += event["dur"]
     kernels = [Kernel(where, op, n / runs, us / runs) for (where, op), (n, us) in found.items()]
     return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
+
+
+def version() -> str:
+    """The version of ONNX Runtime."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
 
 
 def _spec(native: Any) -> TensorSpec:

@@ -2,7 +2,8 @@
 
 Work is what the kernels of ONNX Runtime's CPU provider compute: multiplications with the input and output channels of
 plain convolutions rounded up to the block of the instruction set. It follows the latency of convolutional networks far
-better than multiplications do (measured: 3x3, 32 to 24 channels: 1.0 of the time, 32 to 16: 0.6).
+better than multiplications do (measured: 3x3, 32 to 24 channels: 1.0 of the time, 32 to 16: 0.6). Time is what each
+node took in a profile of the whole model, in the proportion in which its work falls.
 """
 
 from __future__ import annotations
@@ -51,9 +52,17 @@ class _Item:
 
 
 class Costs:
-    """`of(kind, removed)` for the kinds macs, params and work, where removed[g] units of group g are gone."""
+    """`of(kind, removed)` for the kinds macs, params, work and (with measured `times`) time, where removed[g] units of
+    group g are gone.
+    """
 
-    def __init__(self, coupling: Coupling, groups: Sequence[Group], block: int = 1) -> None:
+    def __init__(
+        self,
+        coupling: Coupling,
+        groups: Sequence[Group],
+        block: int = 1,
+        times: Mapping[Node, float] | None = None,
+    ) -> None:
         self._coupling = coupling
         self._group_of = np.full(len(coupling.pinned), -1)
         for g, group in enumerate(groups):
@@ -61,10 +70,12 @@ class Costs:
         self._widths = [group.width for group in groups]
         known = {t.name: dims for t, dims in coupling.probe.shapes.items()}
         counted = count_macs(coupling.model, known=known)
+        self._counted = frozenset(node for node, macs in counted.nodes.items() if macs)
         pairs = [(node, item) for node, macs in counted.nodes.items() for item in self._node_items(node, macs)]
         self._items: dict[str, list[_Item]] = {
             "macs": [item for _, item in pairs],
             "work": [replace(item, block=block) if _in_blocks(node) else item for node, item in pairs],
+            "time": [i for node, us in (times or {}).items() for i in self._timed(node, us, block)],
             "params": [self._item(t.weight.size, self._all_axes(t)) for t in weights(coupling.model)],
         }
         self._touching = {
@@ -85,6 +96,17 @@ class Costs:
         after = list(removed)
         after[g] += more
         return sum(item.at(removed) - item.at(after) for item in self._touching[kind][g])
+
+    def _timed(self, node: Node, microseconds: float, block: int) -> list[_Item]:
+        """A node's time follows its multiplications, or the size of what it makes."""
+        found = self._node_items(node, 1.0) if node in self._counted else []
+        if not found:
+            made = [y for y in node.outputs if y in self._coupling.probe.shapes]
+            return [self._item(microseconds, self._all_axes(made[0]) if made else [])]
+        whole = sum(item.full for item in found) or 1.0
+        return [
+            replace(i, full=microseconds * i.full / whole, block=block if _in_blocks(node) else 1) for i in found
+        ]
 
     def _node_items(self, node: Node, macs: float) -> list[_Item]:
         constants = [t for t in node.inputs if isinstance(t, Constant) and len(t.shape) > 1]

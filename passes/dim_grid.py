@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxcomp.cache import remembered
+from onnxcomp.cpu import cpu_model
 from onnxcomp.graph import Model
-from onnxcomp.runtime import Session, open_session
+from onnxcomp.runtime import Session, open_session, version
 
 __all__ = ["measured_grid", "time_ratio"]
 
@@ -32,8 +34,13 @@ _SECONDS = 0.5
 def measured_grid(provider: str = "cpu") -> int:
     """The smallest step (4, 8 or 16 channels) whose removal from 64 output channels makes a 3x3 Conv faster, else 16.
 
-    About a tenth of a second, once per process.
+    About a tenth of a second, once for each machine and ONNX Runtime.
     """
+    key = {"provider": provider, "cpu": cpu_model(), "onnxruntime": version()}
+    return int(remembered("conv-grid", key, lambda: _measure(provider)))
+
+
+def _measure(provider: str) -> int:
     sessions = {w: _session(w, provider) for w in (_WIDTH, *(_WIDTH - s for s in _STEPS))}
     feed = {"x": np.random.default_rng(0).normal(size=(1, _WIDTH, 14, 14)).astype(np.float32)}
     best = dict.fromkeys(sessions, float("inf"))

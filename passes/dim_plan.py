@@ -1,12 +1,15 @@
-"""How many units each group loses: widths on a grid, and a greedy allocation of error to gain."""
+"""How many units each group loses: widths on a grid, and an allocation of error to gain, greedy and by dynamic
+programming.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onnxcomp.passes.dim_costs import Costs
+from onnxcomp.passes.dim_knapsack import knapsack
 from onnxcomp.passes.dims import Group
 from onnxcomp.passes.importance import Curve
 
@@ -18,7 +21,7 @@ _LEVELS = 64
 
 @dataclass(frozen=True)
 class Budget:
-    """The share of `kind` (macs, params or work) that may stay; steps are compared by what they save of `price`."""
+    """The share of `kind` (macs, params, work, time) that may stay; steps are compared by what they save of `price`."""
 
     kind: str
     share: float
@@ -64,7 +67,6 @@ def allocate(
     *,
     grid: int,
     least: int,
-    allowed: Callable[[int, int], bool] = lambda g, n: True,
 ) -> list[int]:
     """Units to remove per curve so that at most `budget.share` of the cost stays, or as near as the grid allows.
 
@@ -81,7 +83,7 @@ def allocate(
         best: tuple[float, int, int] | None = None
         for g, curve in enumerate(curves):
             for n in ladder[g]:
-                if n <= removed[g] or not allowed(g, n):
+                if n <= removed[g]:
                     continue
                 gain = costs.gain(budget.price, removed, g, n - removed[g])
                 price = float(curve.errors[n] - curve.errors[removed[g]]) / max(gain, 1e-9)
@@ -93,7 +95,17 @@ def allocate(
         history.append((g, removed[g]))
         removed[g] = n
         now = budget.cost(costs, removed)
-    return _taken_back(curves, costs, budget, ladder, removed, target)
+    removed = _taken_back(curves, costs, budget, ladder, removed, target)
+    if budget.kind != budget.price or now > target:
+        return removed
+    # One resource only: dynamic programming sees combinations that no sequence of steps reaches.
+    errors = [[float(c.errors[n]) for n in steps] for c, steps in zip(curves, ladder, strict=True)]
+    other = knapsack(ladder, errors, lambda plan: budget.cost(costs, plan), target, removed)
+    return removed if other is None else min(removed, other, key=lambda plan: _error(curves, plan))
+
+
+def _error(curves: Sequence[Curve], removed: Sequence[int]) -> float:
+    return sum(float(curve.errors[n]) for curve, n in zip(curves, removed, strict=True))
 
 
 def _taken_back(

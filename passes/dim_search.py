@@ -18,6 +18,7 @@ from onnxcomp.manager import Context
 from onnxcomp.passes.dim_account import plan_table, prune_map
 from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid, time_ratio
+from onnxcomp.passes.dim_latency import node_times
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import removal_error
 from onnxcomp.passes.dim_sites import collect_grams, sites
@@ -92,7 +93,7 @@ class Search:
         """The candidate for the budget; without one, by bisection, the narrowest that keeps the drop."""
         shares = self._shares()
         if self.options.latency is not None:
-            shares = [self._share_of_work(found, self.options.latency)]
+            shares = [self._share_of_time(found, self.options.latency)]
         best: _Candidate | None = None
         low, high = 0, len(shares)  # shares before `low` are fine, those from `high` on are not
         while low < high:
@@ -105,8 +106,8 @@ class Search:
                 low, best = middle + 1, candidate or best
         return best
 
-    def _share_of_work(self, found: Sequence[Curve], latency: float) -> float:
-        """The largest share of work for which the measured time stays within its share."""
+    def _share_of_time(self, found: Sequence[Curve], latency: float) -> float:
+        """The largest planned share of the time for which the measured one stays within `latency`."""
         share = latency
         for _ in range(_TRIALS):
             cut = remove(self.coupling, _units(found, self._planned(found, share)))
@@ -139,10 +140,16 @@ class Search:
         if self.options.ratio is not None:
             removed = uniform(found, share, grid, least)
         else:
-            kind = next((k for k in ("params", "macs") if getattr(self.options, k) is not None), "work")
-            budget = Budget(kind, share, kind if kind == "params" else self.options.price)
+            budget = self._budget(share)
             removed = allocate(found, self.costs, budget, grid=grid, least=least)
         return self._without_empty(found, removed)
+
+    def _budget(self, share: float) -> Budget:
+        if self.options.params is not None:
+            return Budget("params", share, "params")
+        if self.options.latency is not None:
+            return Budget("time", share, "time")
+        return Budget("work" if self.options.macs is None else "macs", share, self.options.price)
 
     def _without_empty(self, found: Sequence[Curve], removed: list[int]) -> list[int]:
         """No axis of any tensor may lose all of its slices: groups that would do it lose less."""
@@ -156,7 +163,14 @@ class Search:
 
     @cached_property
     def costs(self) -> Costs:
-        return Costs(self.coupling, self.groups, block=measured_grid())
+        return Costs(self.coupling, self.groups, block=measured_grid(), times=self._times)
+
+    @cached_property
+    def _times(self) -> Mapping[Any, float]:
+        """Microseconds of each node in one run, where a budget is about time."""
+        if self.options.latency is None:
+            return {}
+        return node_times(self.coupling.model, self.coupling.probe.feeds, threads=self.ctx.threads)
 
     # --- curves ---
 
@@ -264,6 +278,7 @@ class Search:
             "plan": plan_table(found, self.costs, removed),
             "grid": self.grid,
             **{kind: self.costs.share(kind, removed) for kind in ("macs", "params", "work")},
+            **({"predicted_time": self.costs.share("time", removed)} if self._times else {}),
             "reachable": round(self.coupling.reachable(), 4),
         }
         if best is None:

@@ -34,7 +34,8 @@ class PruneChannels(Pass):
     """Remove channels, attention heads and recurrent units.
 
     One budget: `ratio` (share of each group that goes, at most), `macs` or `params` (share that stays), `latency`
-    (share of the time of one run that stays, measured on this machine), `drop` (quality that may be lost; by default
+    (share of the time of one run that stays: planned by dynamic programming on the measured time of each node, then
+    measured), `drop` (quality that may be lost; by default
     the pipeline's). `importance` auto is obs with calibration data, else l2. Steps are chosen by what they save of
     `price`: work counts channels in the blocks of this machine's kernels. Widths are multiples of `grid` (0: of that
     block) and at least `min_width`. `normalized` also takes groups that a LayerNorm averages over. `repair` solves the
