@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from onnxcomp.class_metrics import Z95, class_labels, class_rows, distributions,
 from onnxcomp.errors import DataError
 from onnxcomp.metrics import OutputStats, Role
 
-__all__ = ["Metric", "Quality", "custom_quality", "is_float", "output_roles", "quality"]
+__all__ = ["Metric", "Quality", "custom_quality", "is_float", "load_metric", "output_roles", "quality"]
 
 Array = npt.NDArray[Any]
 Metric = Callable[[dict[str, Array], Array | None], float]
@@ -50,6 +50,18 @@ class Quality:
     drop: float
     ci: tuple[float, float] | None
     output: str = ""
+
+
+def load_metric(metric: Any) -> Metric | None:
+    """The user's metric: a function, or the text "package.module:function" or "file.py:function"; None for none.
+
+    Raises UsageError or DataError where there is no such function.
+    """
+    if metric is None or callable(metric):
+        return cast("Metric | None", metric)
+    from onnxcomp.calibration.sources import load_function
+
+    return cast(Metric, load_function(str(metric)))
 
 
 def is_float(array: Array) -> bool:
