@@ -13,14 +13,14 @@ from onnxcomp.bench import Benchmark
 from onnxcomp.errors import UsageError, VerificationError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
-from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
+from onnxcomp.manager import Context, Pass, PassRecord, Pipeline
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
 from onnxcomp.quality import load_metric
 from onnxcomp.registry import load_pass
+from onnxcomp.rollback import Done, Step, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
-from onnxcomp.serde import export_model, import_model
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
@@ -82,29 +82,29 @@ class Job:
         if not self.options.verify:
             return True
         lossy = bool(self._lossy())
-        found = self._verify(effect="lossy" if lossy else "float", samples=_VERIFY_LIMIT if lossy else _QUICK)
+        effect: Effect = "lossy" if lossy else "float"
+        found = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT if lossy else _QUICK)
         return found.verdict != "failed"
 
     def _run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
-        """Run one pass on the model, and take it back if what it did does not stand the check.
+        """Run one pass on the model, and take back what does not stand the check: guilty rewrites, or all of it.
 
         Lossy passes are always checked, others if `check` is set.
         """
         self.progress(0.0, what)
-        before = export_model(self.model)
-        record = run_pass(one, self.model, self._context(what))
-        if record.rewrites:
-            verified = None
-            if check or one.effect == "lossy":
-                record, verified = self._check_pass(one, record)
-            if record.reverted is not None:
-                self.model = import_model(*before)
-            else:
-                self._verified, self._timed = verified, None
-                if one.effect != "lossy":
-                    self.float_model = self.model
-                elif not self._lossy():
-                    self.float_model = import_model(*before)
+        step = Step(one, self.model, lambda: self._context(what))
+        done, verified = step.run(self.model), None
+        if done.record.rewrites and self.options.verify and (check or one.effect == "lossy"):
+            done, verified = self._checked(step, done)
+        record = done.record
+        if record.reverted is not None:
+            self.model = step.before()
+        elif record.rewrites:
+            self.model, self._verified, self._timed = done.model, verified, None
+            if one.effect != "lossy":
+                self.float_model = self.model
+            elif not self._lossy():
+                self.float_model = step.before()
         self.records.append(record)
         return record
 
@@ -119,26 +119,23 @@ class Job:
             progress=lambda share, text: self.progress(share, f"{what}: {text}"),
         )
 
-    def _check_pass(self, one: Pass, record: PassRecord) -> tuple[PassRecord, Verification | None]:
-        """The record with the drop that the pass cost, and the reason why it is taken back, if it is.
+    def _checked(self, step: Step, done: Done) -> tuple[Done, Verification | None]:
+        """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
 
-        The full check of a lossy pass is that of the result as well, if nothing follows.
+        A lossless pass is compared with the model that it was given: lossy ones may have come before.
         """
-        if not self.options.verify:
-            return record, None
-        if one.effect != "lossy":
-            found = self._verify(effect="float", samples=_QUICK)
-            failed = found.verdict == "failed"
-            return replace(record, reverted=f"it changed results: {found.reasons[0]}" if failed else None), None
-        found = self._verify(effect="lossy", samples=_VERIFY_LIMIT)
+        if step.one.effect != "lossy":
+            before = step.before()
+            done, _ = repaired(step, done, lambda m: self._verify(m, effect="float", samples=_QUICK, original=before))
+            return done, None
+        done, found = repaired(step, done, lambda m: self._verify(m, effect="lossy", samples=_VERIFY_LIMIT))
         drop = found.quality.drop if found.quality is not None else None
-        reverted = found.reasons[0] if found.verdict == "failed" else None
-        return replace(record, drop=drop, reverted=reverted), found
+        return replace(done, record=replace(done.record, drop=drop)), found
 
-    def _verify(self, *, effect: Effect, samples: int) -> Verification:
+    def _verify(self, model: Model, *, effect: Effect, samples: int, original: Any = None) -> Verification:
         return verify(
-            self.original,
-            self.model,
+            self.original if original is None else original,
+            model,
             self.samples.verification,
             effect=effect,
             max_drop=self.options.max_drop,
@@ -199,7 +196,8 @@ class Job:
             return None
         if self._verified is None:
             self.progress(0.0, "verifying")
-            self._verified = self._verify(effect="lossy" if self._lossy() else "float", samples=_VERIFY_LIMIT)
+            effect: Effect = "lossy" if self._lossy() else "float"
+            self._verified = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT)
         found = self._verified
         if found.verdict == "failed":
             raise VerificationError(
