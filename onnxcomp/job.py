@@ -25,7 +25,7 @@ from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
-__all__ = ["Job"]
+__all__ = ["Job", "chosen_pipeline"]
 
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
@@ -48,7 +48,7 @@ class Job:
         self.model = self.source.copy()
         self.float_model = self.model
         self.metric = load_metric(options.metric)
-        self.pipeline = _pipeline(options)
+        self.pipeline = chosen_pipeline(options)
         session = open_session(self.original, threads=options.threads)
         self.samples = Samples(options, session, self.source)
         self.gate = SpeedGate(self.original, self.samples, options, progress)
@@ -245,7 +245,8 @@ class Job:
         }
 
 
-def _pipeline(options: Options) -> Pipeline:
+def chosen_pipeline(options: Options) -> Pipeline:
+    """The passes asked for, or the default ones as far as there are data for them. Raises UsageError."""
     if options.passes is not None:
         pipeline = Pipeline.parse(options.passes)
         need = [p.name for p in pipeline.passes if p.needs_data]

@@ -30,13 +30,13 @@ class Done:
 class Step:
     """One pass on one model, which can be run again without some of its rewrites.
 
-    `context` makes a new context for every run.
+    `context`() makes a new context for every run.
     """
 
     def __init__(self, one: Pass, model: Model, context: Callable[[], Context]) -> None:
         self.one = one
         self._proto, self._weights = export_model(model)
-        self._context = context
+        self.context = context
 
     def before(self) -> Model:
         """The model that the pass was given, as a copy of its own."""
@@ -49,7 +49,7 @@ class Step:
     ) -> Done:
         """Run the pass, on `model` if that is the one it was given, else on a copy; see `Context` for the options."""
         changed = self.before() if model is None else model
-        ctx = replace(self._context(), deny=deny, limit=limit)
+        ctx = replace(self.context(), deny=deny, limit=limit)
         record = run_pass(self.one, changed, ctx)
         return Done(changed, record, tuple(ctx.rewrites))
 
