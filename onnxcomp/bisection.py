@@ -23,7 +23,7 @@ from onnxcomp.job import chosen_pipeline
 from onnxcomp.manager import Context, Pass
 from onnxcomp.options import Options
 from onnxcomp.probe import probe
-from onnxcomp.quality import load_metric
+from onnxcomp.quality import load_metric, output_error
 from onnxcomp.reproducer import Reproducer, Trial, Try, reproduce
 from onnxcomp.rollback import Done, Step
 from onnxcomp.runtime import open_session
@@ -227,12 +227,13 @@ class _Search:
 
 
 def _trial(found: Verification, tolerance: float | None) -> Trial:
-    errors = [s.errors for s in found.outputs.values()]
-    error = max((max(e.noise_ratio, math.inf if e.new_nan or e.new_inf else 0.0) for e in errors), default=math.inf)
+    outputs = found.outputs
+    broken = any(s.errors.new_nan or s.errors.new_inf for s in outputs.values())
+    error = math.inf if broken else max(map(output_error, outputs.values()), default=math.inf)
     if found.verdict == "failed":
         return Trial(error, found.reasons[0])
-    if tolerance is not None and errors:
-        name, worst = max(found.outputs.items(), key=lambda item: item[1].errors.max_rel)
+    if tolerance is not None and outputs:
+        name, worst = max(outputs.items(), key=lambda item: item[1].errors.max_rel)
         if worst.errors.max_rel > tolerance:
             return Trial(error, f"output {name!r} is off by {worst.errors.max_rel:.3g}, {tolerance:.3g} are allowed")
     return Trial(error, "")

@@ -14,7 +14,7 @@ from onnxcomp.class_metrics import Z95, class_labels, class_rows, distributions,
 from onnxcomp.errors import DataError
 from onnxcomp.metrics import OutputStats, Role
 
-__all__ = ["Metric", "Quality", "custom_quality", "is_float", "load_metric", "output_roles", "quality"]
+__all__ = ["Metric", "Quality", "custom_quality", "is_float", "load_metric", "output_error", "output_roles", "quality"]
 
 Array = npt.NDArray[Any]
 Metric = Callable[[dict[str, Array], Array | None], float]
@@ -113,7 +113,7 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         low, high = wilson(c.top1, c.rows)
         share = c.top1 / c.rows
         return Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
-    drops = {name: _worst_drop(s) for name, s in stats.items()}
+    drops = {name: output_error(s) for name, s in stats.items()}
     worst = max(drops, key=lambda name: drops[name], default="")
     return Quality("sqnr", None, None, drops.get(worst, 0.0), None, worst)
 
@@ -169,7 +169,8 @@ def _paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
     return max(-1.0, difference / (n + 2) - half), min(1.0, difference / (n + 2) + half)
 
 
-def _worst_drop(stats: OutputStats) -> float:
+def output_error(stats: OutputStats) -> float:
+    """Noise power over signal power of one output; of integers and strings the share of changed elements."""
     if stats.role in ("predictions", "discrete"):
         return stats.errors.unequal / max(1, stats.errors.elements)
     return stats.errors.noise_ratio
