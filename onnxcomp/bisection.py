@@ -193,7 +193,7 @@ class _Search:
         if folder is None:
             return found
         self.progress(0.0, "writing a reproducer")
-        attempt = Try(step, texts, self.samples, self.options, self._verdict)
+        attempt = Try(step, frozenset({culprits[0].text}), self.samples, self.options, self._verdict)
         return replace(found, reproducer=reproduce(attempt, folder, self.tolerance, self.clock))
 
     def _context(self) -> Context:

@@ -10,15 +10,17 @@ import numpy as np
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Model, Node, Variable, producer
 
-__all__ = ["extract"]
+__all__ = ["Given", "extract"]
+
+Given = tuple[np.dtype[Any], Sequence[int | None]]  # element type and shape of a value, None for any size
 
 
-def extract(model: Model, inputs: Mapping[str, np.dtype[Any]], outputs: Sequence[str]) -> tuple[Model, list[str]]:
+def extract(model: Model, inputs: Mapping[str, Given], outputs: Sequence[str]) -> tuple[Model, list[str]]:
     """A copy that computes the values `outputs` of the main graph from the values `inputs`, and from inputs of the
     model where these are not enough.
 
-    `inputs` has their element types. Inputs that nothing reads are left out. A value may be both: what is computed for
-    it is then an output under another name. The names of the outputs, in order, come second.
+    Inputs that nothing reads are left out. A value may be both: what is computed for it is then an output under another
+    name. The names of the outputs, in order, come second.
 
     Raises ModelError if there is no such value.
     """
@@ -29,7 +31,7 @@ def extract(model: Model, inputs: Mapping[str, np.dtype[Any]], outputs: Sequence
     if missing := [name for name in (*inputs, *outputs) if name not in values]:
         raise ModelError(f"the main graph of the model computes no value {missing[0]!r}")
     wanted = [values[name] for name in outputs]
-    given = [_cut(copy, values[name], dtype, wanted) for name, dtype in inputs.items()]
+    given = [_cut(copy, values[name], kind, wanted) for name, kind in inputs.items()]
     graph.outputs = wanted
     live = _needed(wanted)
     graph.remove([n for n in graph.nodes if n not in live])
@@ -41,17 +43,17 @@ def extract(model: Model, inputs: Mapping[str, np.dtype[Any]], outputs: Sequence
     return copy, [t.name for t in wanted]
 
 
-def _cut(model: Model, tensor: Any, dtype: np.dtype[Any], wanted: Sequence[Any]) -> Any:
+def _cut(model: Model, tensor: Any, kind: Given, wanted: Sequence[Any]) -> Any:
     """A new input that everyone reads in place of `tensor`, under its name."""
     if isinstance(tensor, Constant):
         raise ModelError(f"{tensor.name!r} is a constant, which cannot be an input")
-    name, shape = tensor.name, tensor.shape
+    name = tensor.name
     if producer(tensor) is None:
         return tensor
     if tensor in wanted:
         tensor.name = model.fresh(f"{name}/computed")
         tensor.info = None
-    new = Variable(name, dtype=dtype, shape=None if shape is None else list(shape))
+    new = Variable(name, dtype=kind[0], shape=list(kind[1]))
     model.redirect(tensor, new)
     return new
 

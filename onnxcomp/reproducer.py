@@ -193,7 +193,7 @@ def _part(
     taken = [_values(session, names, given) for given in (feeds, calib) if given is not None]
     if any(v.dtype == object for v in taken[0].values()):
         return None
-    part, _ = extract(base, {n: v.dtype for n, v in taken[0].items()}, sorted(leave))
+    part, _ = extract(base, {n: (v.dtype, v.shape) for n, v in taken[0].items()}, sorted(leave))
     used = {t.name for t in part.graph.inputs}
     kept = [{n: v for n, v in values.items() if n in used} for values in taken]
     return part, kept[0], kept[1] if calib is not None else None

@@ -25,7 +25,7 @@ from onnxcomp.passes.quantize import Quantize
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 
-__all__ = ["Fault", "Faulty", "FaultyLossy", "Rebuild", "base", "faults", "samples"]
+__all__ = ["Fault", "Faulty", "FaultyLossy", "LosesBias", "Rebuild", "base", "faults", "samples"]
 
 Array = npt.NDArray[Any]
 MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -71,6 +71,21 @@ class Faulty(Pass):
 @dataclass(frozen=True)
 class FaultyLossy(Faulty):
     effect: ClassVar[Effect] = "lossy"
+
+
+@dataclass(frozen=True)
+class LosesBias(Pass):
+    """Makes every Conv anew, and forgets the bias of the one called `at`: a fault with a name on the command line."""
+
+    name: ClassVar[str] = "loses-bias"
+    effect: ClassVar[Effect] = "float"
+
+    at: str = ""
+
+    def run(self, model: Model, ctx: Context) -> None:
+        for node in model.graph.nodes:
+            if node.op == "Conv" and ctx.allow(f"rebuild {node.label}"):
+                node.inputs = node.inputs[: 2 if node.label == self.at else None]
 
 
 @dataclass(frozen=True)
