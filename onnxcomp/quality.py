@@ -41,7 +41,7 @@ class Quality:
     is the original's, drop = 1 - share. sqnr: drop = noise power / signal power (integers: share of changed
     elements) of the worst output. custom: the user's metric, drop = difference / max(1, |original|), so that
     a drop of 0.01 is a point of a share and a hundredth of a PSNR or of a score in percent.
-    `ci` is the 95 % interval of the drop where it is a share of samples; `output` is where it was seen.
+    `ci` is the 95 % interval of the drop, None for a custom metric; `output` is where it was seen.
     """
 
     kind: Literal["accuracy", "agreement", "sqnr", "custom"]
@@ -115,7 +115,9 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         return Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
     drops = {name: output_error(s) for name, s in stats.items()}
     worst = max(drops, key=lambda name: drops[name], default="")
-    return Quality("sqnr", None, None, drops.get(worst, 0.0), None, worst)
+    floats = worst in stats and stats[worst].role not in ("predictions", "discrete")
+    spread = stats[worst].errors.noise_ratio_ci if floats else None
+    return Quality("sqnr", None, None, drops.get(worst, 0.0), spread, worst)
 
 
 def custom_quality(
