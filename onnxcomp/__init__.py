@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from onnxcomp.api import benchmark, verify
+    from onnxcomp.bisection import bisect
     from onnxcomp.errors import OnnxcompError
     from onnxcomp.inspection import inspect
     from onnxcomp.io import load, save
@@ -25,6 +26,7 @@ __all__ = [
     "Pipeline",
     "Report",
     "benchmark",
+    "bisect",
     "inspect",
     "load",
     "optimize",
@@ -37,6 +39,7 @@ _HOME = {
     "Pipeline": "onnxcomp.manager",
     "Report": "onnxcomp.report",
     "benchmark": "onnxcomp.api",
+    "bisect": "onnxcomp.bisection",
     "inspect": "onnxcomp.inspection",
     "load": "onnxcomp.io",
     "optimize": "onnxcomp.optimizer",

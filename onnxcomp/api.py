@@ -15,6 +15,7 @@ from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.options import share
 from onnxcomp.probe import probe
+from onnxcomp.quality import load_metric
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model
 from onnxcomp.synthesis import usable_inputs
@@ -48,16 +49,12 @@ def verify(
     if data is not None:
         session = open_session(original, threads=threads, provider=provider)
         dataset = open_data(data, session.inputs, preprocess=preprocess, seed=seed)
-    if isinstance(metric, str):
-        from onnxcomp.calibration.sources import load_function
-
-        metric = load_function(metric)
     return comparison.verify(
         original,
         candidate,
         dataset,
         max_drop=share(max_drop, "max_drop"),
-        metric=metric,
+        metric=load_metric(metric),
         samples=samples,
         threads=threads,
         provider=provider,

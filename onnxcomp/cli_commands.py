@@ -75,6 +75,16 @@ def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
     return Outcome(found.to_json(), lambda console: cli_report.show_verification(console, found), error)
 
 
+def bisect(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import cli_trust
+    from onnxcomp.bisection import bisect as run
+
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet", "json")}
+    found = run(given.pop("model"), given.pop("output"), progress=progress, **given)
+    error = VerificationError(found.sentence) if found.position else None
+    return Outcome(found.to_json(), lambda console: cli_trust.show_bisection(console, found), error)
+
+
 def bench(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import api, cli_tables
 
@@ -126,6 +136,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Progress], Outcome]] = {
     "optimize": optimize,
     "verify": verify,
     "bench": bench,
+    "bisect": bisect,
     "inspect": inspect,
     "passes": passes,
     "doctor": doctor,

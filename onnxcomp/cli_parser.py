@@ -78,6 +78,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         ("optimize", "run passes on a model, verify and time the result, write it", _add_optimize),
         ("verify", "compare two models on data", _add_verify),
         ("bench", "latency, memory and load time; several models are interleaved", _add_bench),
+        ("bisect", "find the first rewrite of a pipeline that breaks the tolerance", _add_bisect),
         ("inspect", "what is in a model: parameters, MACs, bytes, operators, dimensions", _add_inspect),
         ("passes", "list the passes, or explain one: options, formulas, guarantees", _add_passes),
         ("doctor", "what works on this machine: versions, providers, int8 instructions", _add_doctor),
@@ -143,6 +144,30 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
     _add_runtime(parser)
     _add_symlinks(parser)
     parser.epilog = "exit codes: 0 passed, 4 failed, 7 inconclusive (too few samples, or a random model)"
+
+
+def _add_bisect(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="the ONNX file; it is never modified")
+    add("-o", "--output", metavar="DIR", help="folder for a minimal reproducer of what is found (default: none)")
+    add("--passes", metavar="SPEC", help="passes to run (default: those of `onnxcomp optimize`)")
+    add("--calib", metavar="DATA", help=f"unlabelled {_DATA}")
+    add("--eval", metavar="DATA", help="data to compare on (default: a fifth of --calib, or made up from the graph)")
+    add("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
+    add("--max-drop", metavar="SHARE", help="quality that a lossy pass may cost (default: 1%%)")
+    add(
+        "--tolerance",
+        metavar="ERROR",
+        type=float,
+        help="largest error that any pass may make, relative to the element or the rms of its output "
+        "(default: the original's own noise for lossless passes, --max-drop for lossy ones)",
+    )
+    add("--samples", metavar="N", type=int, default=128, help="samples to compare at most (default: 128)")
+    add("--seconds", metavar="S", type=float, default=300.0, help="time for the search (default: 300)")
+    add("--seed", metavar="N", type=int, help="seed of everything random (default: 0)")
+    add("--threads", metavar="N", type=int, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
+    _add_symlinks(parser)
+    parser.epilog = "exit codes: 0 no rewrite is guilty, 4 one is"
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:

@@ -62,6 +62,9 @@ def _account(record: PassRecord, *, verbose: bool) -> list[str]:
     lines = [text] if (text := summarize(record.details)) else []
     if record.reverted is not None:
         lines.append(plain(f"taken back: {record.reverted}"))
+    if record.dropped:
+        names = ", ".join(r.where for r in record.dropped)
+        lines.append(plain(f"taken back alone: {names}: {record.dropped[0].reason}"))
     if record.refused and verbose:
         lines += [plain(f"left alone: {r.where}: {r.reason}") for r in record.refused]
     elif record.refused:

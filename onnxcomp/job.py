@@ -6,29 +6,29 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from onnxcomp import io
-from onnxcomp.bench import Benchmark, ModelTiming, benchmark
+from onnxcomp.bench import Benchmark
 from onnxcomp.errors import UsageError, VerificationError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
-from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
+from onnxcomp.manager import Context, Pass, PassRecord, Pipeline
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
-from onnxcomp.quality import Metric
+from onnxcomp.quality import load_metric
 from onnxcomp.registry import load_pass
+from onnxcomp.rollback import Done, Step, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
-from onnxcomp.serde import export_model, import_model
+from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
-__all__ = ["Job"]
+__all__ = ["Job", "chosen_pipeline"]
 
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
-_GAIN = 1.03  # times as fast as float that 8-bit arithmetic has to be, if the choice is ours
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
@@ -47,10 +47,11 @@ class Job:
         self.original: Any = Path(given) if isinstance(given, (str, os.PathLike)) else self.source.to_bytes()
         self.model = self.source.copy()
         self.float_model = self.model
-        self.metric = _metric(options.metric)
-        self.pipeline = _pipeline(options)
+        self.metric = load_metric(options.metric)
+        self.pipeline = chosen_pipeline(options)
         session = open_session(self.original, threads=options.threads)
         self.samples = Samples(options, session, self.source)
+        self.gate = SpeedGate(self.original, self.samples, options, progress)
         self.notes = list(self.samples.notes)
         if options.calib is None and options.passes is None:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
@@ -81,29 +82,29 @@ class Job:
         if not self.options.verify:
             return True
         lossy = bool(self._lossy())
-        found = self._verify(effect="lossy" if lossy else "float", samples=_VERIFY_LIMIT if lossy else _QUICK)
+        effect: Effect = "lossy" if lossy else "float"
+        found = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT if lossy else _QUICK)
         return found.verdict != "failed"
 
     def _run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
-        """Run one pass on the model, and take it back if what it did does not stand the check.
+        """Run one pass on the model, and take back what does not stand the check: guilty rewrites, or all of it.
 
         Lossy passes are always checked, others if `check` is set.
         """
         self.progress(0.0, what)
-        before = export_model(self.model)
-        record = run_pass(one, self.model, self._context(what))
-        if record.rewrites:
-            verified = None
-            if check or one.effect == "lossy":
-                record, verified = self._check_pass(one, record)
-            if record.reverted is not None:
-                self.model = import_model(*before)
-            else:
-                self._verified, self._timed = verified, None
-                if one.effect != "lossy":
-                    self.float_model = self.model
-                elif not self._lossy():
-                    self.float_model = import_model(*before)
+        step = Step(one, self.model, lambda: self._context(what))
+        done, verified = step.run(self.model), None
+        if done.record.rewrites and self.options.verify and (check or one.effect == "lossy"):
+            done, verified = self._checked(step, done)
+        record = done.record
+        if record.reverted is not None:
+            self.model = step.before()
+        elif record.rewrites:
+            self.model, self._verified, self._timed = done.model, verified, None
+            if one.effect != "lossy":
+                self.float_model = self.model
+            elif not self._lossy():
+                self.float_model = step.before()
         self.records.append(record)
         return record
 
@@ -118,26 +119,23 @@ class Job:
             progress=lambda share, text: self.progress(share, f"{what}: {text}"),
         )
 
-    def _check_pass(self, one: Pass, record: PassRecord) -> tuple[PassRecord, Verification | None]:
-        """The record with the drop that the pass cost, and the reason why it is taken back, if it is.
+    def _checked(self, step: Step, done: Done) -> tuple[Done, Verification | None]:
+        """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
 
-        The full check of a lossy pass is that of the result as well, if nothing follows.
+        A lossless pass is compared with the model that it was given: lossy ones may have come before.
         """
-        if not self.options.verify:
-            return record, None
-        if one.effect != "lossy":
-            found = self._verify(effect="float", samples=_QUICK)
-            failed = found.verdict == "failed"
-            return replace(record, reverted=f"it changed results: {found.reasons[0]}" if failed else None), None
-        found = self._verify(effect="lossy", samples=_VERIFY_LIMIT)
+        if step.one.effect != "lossy":
+            before = step.before()
+            done, _ = repaired(step, done, lambda m: self._verify(m, effect="float", samples=_QUICK, original=before))
+            return done, None
+        done, found = repaired(step, done, lambda m: self._verify(m, effect="lossy", samples=_VERIFY_LIMIT))
         drop = found.quality.drop if found.quality is not None else None
-        reverted = found.reasons[0] if found.verdict == "failed" else None
-        return replace(record, drop=drop, reverted=reverted), found
+        return replace(done, record=replace(done.record, drop=drop)), found
 
-    def _verify(self, *, effect: Effect, samples: int) -> Verification:
+    def _verify(self, model: Model, *, effect: Effect, samples: int, original: Any = None) -> Verification:
         return verify(
-            self.original,
-            self.model,
+            self.original if original is None else original,
+            model,
             self.samples.verification,
             effect=effect,
             max_drop=self.options.max_drop,
@@ -165,7 +163,7 @@ class Job:
         if not self._lossy() or self.options.goal == "size":
             return
         ours = self.options.passes is None or self.options.goal == "latency"
-        reason = self._no_progress(self.float_model, self.model, least=_GAIN if ours else 0.0)
+        reason, self._timed = self.gate.no_progress(self.float_model, self.model, least=LEAST_GAIN if ours else 0.0)
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
@@ -184,42 +182,10 @@ class Job:
         before, verified, timed = self.model.copy(), self._verified, self._timed
         record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
         if record.reverted is None and record.rewrites:
-            reason = self._no_progress(before, self.model)
+            reason, self._timed = self.gate.no_progress(before, self.model)
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
-
-    def _no_progress(self, old: Model, new: Model, least: float = 0.0) -> str | None:
-        """Why `new` is no progress over `old`: slower, less than `least` times as fast, or larger and not faster.
-
-        None if it is progress. The original is timed along, so that the winner need not be timed again.
-        """
-        if self.options.bench_seconds <= 0:
-            return None
-        found = self._benchmark([self.original, old, new])
-        original, before, after = found.models
-        ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
-        # The same kernels do the same work: what differs then is the machine's mood.
-        slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
-        reason = None
-        if slower or ratio < least:
-            reason = f"it runs at {ratio:.2f}x the speed of the model before, on this machine"
-        elif ratio < _GAIN and after.file_bytes >= before.file_bytes:
-            reason = f"its file has {after.file_bytes:,} bytes, {before.file_bytes:,} before, and it is no faster"
-        self._timed = replace(found, models=(original, after if reason is None else before))
-        return reason
-
-    def _benchmark(self, models: list[Any]) -> Benchmark:
-        self.progress(0.0, "timing")
-        return benchmark(
-            models,
-            feeds=self.samples.feeds,
-            provider=self.options.target,
-            threads=self.options.threads,
-            seconds=self.options.bench_seconds,
-            seed=self.options.seed,
-            progress=self.progress,
-        )
 
     # --- result ---
 
@@ -230,7 +196,8 @@ class Job:
             return None
         if self._verified is None:
             self.progress(0.0, "verifying")
-            self._verified = self._verify(effect="lossy" if self._lossy() else "float", samples=_VERIFY_LIMIT)
+            effect: Effect = "lossy" if self._lossy() else "float"
+            self._verified = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT)
         found = self._verified
         if found.verdict == "failed":
             raise VerificationError(
@@ -243,7 +210,7 @@ class Job:
     def measure(self) -> Benchmark | None:
         if self.options.bench_seconds <= 0:
             return None
-        return self._timed or self._benchmark([self.original, self.model])
+        return self._timed or self.gate.time([self.original, self.model])
 
     def save(self, target: Path) -> io.Saved:
         """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`."""
@@ -278,7 +245,8 @@ class Job:
         }
 
 
-def _pipeline(options: Options) -> Pipeline:
+def chosen_pipeline(options: Options) -> Pipeline:
+    """The passes asked for, or the default ones as far as there are data for them. Raises UsageError."""
     if options.passes is not None:
         pipeline = Pipeline.parse(options.passes)
         need = [p.name for p in pipeline.passes if p.needs_data]
@@ -289,20 +257,8 @@ def _pipeline(options: Options) -> Pipeline:
     return Pipeline(tuple(p for p in passes if not p.needs_data or options.calib is not None))
 
 
-def _metric(metric: Any) -> Metric | None:
-    if metric is None or callable(metric):
-        return cast("Metric | None", metric)
-    from onnxcomp.calibration.sources import load_function
-
-    return cast(Metric, load_function(str(metric)))
-
-
 def _loads(path: Path) -> None:
     open_session(path)
-
-
-def _kernels(timed: ModelTiming) -> dict[tuple[str, str], float]:
-    return {(k.provider, k.op): k.count for k in timed.kernels}
 
 
 def _constants(model: Model) -> list[Constant]:

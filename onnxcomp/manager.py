@@ -2,7 +2,8 @@
 
 A pass is a frozen dataclass: its fields are its options, its text form is `name:option=value:option=value`. It changes
 a model in place and asks `Context.allow` before each rewrite, so rewrites are counted, named, and can be cut off after
-the first N (which is all that bisection needs). What a pass leaves alone for a reason goes to `Context.refuse`.
+the first N or denied by name (all that bisection and rollback need: blame.py). What a pass leaves alone for a reason
+goes to `Context.refuse`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ class Refusal:
 
 @dataclass(frozen=True)
 class PassRecord:
-    """What one pass did. `details` is the pass's own account, ready for JSON."""
+    """What one pass did. `details` is the pass's own account, ready for JSON. `dropped` are rewrites that were taken
+    back because they changed results; `reverted` says why all of them were.
+    """
 
     name: str
     options: dict[str, Any]
@@ -47,10 +50,12 @@ class PassRecord:
     details: dict[str, Any] = field(default_factory=dict)
     drop: float | None = None
     reverted: str | None = None
+    dropped: tuple[Refusal, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["refused"] = [dataclasses.asdict(r) for r in self.refused]
+        for key in ("refused", "dropped"):
+            record[key] = [dataclasses.asdict(r) for r in record[key]]
         return record
 
 
@@ -59,7 +64,8 @@ class Context:
     """What a pass may use besides the model, and where it reports.
 
     `data` is the calibration data (None: none was given). `limit` is the number of rewrites after which `allow` says
-    no. `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is done.
+    no, `deny` are rewrites that it refuses, by their text or by their number (from 1, in the order of asking).
+    `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is done.
     """
 
     data: Any = None
@@ -69,15 +75,22 @@ class Context:
     memory: int = 1 << 30
     max_drop: float = 0.01
     limit: int | None = None
+    deny: frozenset[str | int] = frozenset()
     progress: Callable[[float, str], None] = lambda share, what: None
     rewrites: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     asked: int = 0
 
     def allow(self, what: str) -> bool:
-        """Ask before each rewrite, naming it. Past the limit the answer is no."""
+        """Ask before each rewrite, naming it. Past the limit, and for what is denied, the answer is no.
+
+        A text names the same rewrite in every run: passes that go round until nothing changes ask for one that was
+        denied again, under another number.
+        """
         self.asked += 1
         if self.limit is not None and self.asked > self.limit:
+            return False
+        if what in self.deny or self.asked in self.deny:
             return False
         self.rewrites.append(what)
         return True

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.class_metrics import ClassStats, class_labels, class_rows, compare_decisions, compare_scores
+from onnxcomp.class_metrics import Z95, ClassStats, class_labels, class_rows, compare_decisions, compare_scores
 
 __all__ = ["ErrorStats", "OutputStats", "Role", "Tolerance", "measure"]
 
@@ -43,7 +43,8 @@ class ErrorStats:
     `new_nan` and `new_inf` count positions where the original is finite, `lost` those where only the original
     was not finite or the kinds differ. Signed zeros are equal, and so are two NaN. `worst_sample` is the
     first sample with the largest error `worst`: `max_abs`, inf where there is a new NaN or infinity, and for
-    integers and strings 1 where an element changed.
+    integers and strings 1 where an element changed. Over the `rows` samples, `noise2`, `signal2` and `cross` sum
+    n², s² and n*s with n and s the noise and the signal of one sample.
     """
 
     elements: int = 0
@@ -60,6 +61,10 @@ class ErrorStats:
     lost: int = 0
     worst: float = 0.0
     worst_sample: int = 0
+    rows: int = 0
+    noise2: float = 0.0
+    signal2: float = 0.0
+    cross: float = 0.0
 
     def __add__(self, other: ErrorStats) -> ErrorStats:
         if not (self.elements and other.elements):
@@ -75,6 +80,19 @@ class ErrorStats:
     def noise_ratio(self) -> float:
         """Noise power over signal power; 0 when equal, inf when only the original is all zeros."""
         return self.noise / self.signal if self.signal > 0 else (math.inf if self.noise > 0 else 0.0)
+
+    @property
+    def noise_ratio_ci(self) -> tuple[float, float] | None:
+        """95 % interval of the noise ratio R = sum n / sum s over samples like these; None for fewer than two.
+
+        R ± 1.96 sqrt(m/(m-1) sum (n - R s)²) / sum s: ratio estimation, Cochran, Sampling Techniques, section 6.3.
+        """
+        ratio = self.noise_ratio
+        if self.rows < 2 or not math.isfinite(ratio) or self.signal <= 0:
+            return None
+        scatter = max(0.0, self.noise2 - 2 * ratio * self.cross + ratio**2 * self.signal2)
+        half = Z95 * math.sqrt(self.rows / (self.rows - 1) * scatter) / self.signal
+        return max(0.0, ratio - half), ratio + half
 
     @property
     def sqnr_db(self) -> float:
@@ -114,7 +132,11 @@ class OutputStats:
         if self.role in ("classes", "positions", "values"):
             numbers = {"max_abs": e.max_abs, "max_rel": e.max_rel, "sqnr_db": e.sqnr_db, "cosine": e.cosine}
             out |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-            out |= {"new_nan": e.new_nan, "new_inf": e.new_inf}
+            out |= {"new_nan": e.new_nan, "new_inf": e.new_inf, "noise_ratio": e.noise_ratio}
+            if not math.isfinite(e.noise_ratio):
+                out["noise_ratio"] = None
+            if e.noise_ratio_ci is not None:
+                out["noise_ratio_ci"] = list(e.noise_ratio_ci)
         return out | (self.classes.to_json() if self.classes and self.classes.rows else {})
 
 
@@ -162,12 +184,13 @@ def _float_errors(ref: Array, cmp: Array, rows: int, first: int, limit: Toleranc
         rms = np.sqrt(np.mean(x * x, axis=1, keepdims=True))
         allowed = np.maximum(4 * limit.noise, limit.atol_rel * rms + limit.rtol * size)
         per_sample = np.where((finite & ~both).any(axis=1), np.inf, error.max(axis=1))
+        signal, noise = (x * x).sum(axis=1), (error * error).sum(axis=1)
         return ErrorStats(
             elements=a.size,
             unequal=int(np.count_nonzero(~same)),
-            signal=float((x * x).sum()),
+            signal=float(signal.sum()),
             power=float((y * y).sum()),
-            noise=float((error * error).sum()),
+            noise=float(noise.sum()),
             dot=float((x * y).sum()),
             max_abs=float(error.max()),
             max_rel=_largest_ratio(error, np.maximum(size, rms)),
@@ -177,6 +200,10 @@ def _float_errors(ref: Array, cmp: Array, rows: int, first: int, limit: Toleranc
             lost=int(np.count_nonzero(~finite & ~same)),
             worst=float(per_sample.max()),
             worst_sample=first + int(per_sample.argmax()),
+            rows=rows,
+            noise2=float(noise @ noise),
+            signal2=float(signal @ signal),
+            cross=float(noise @ signal),
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from onnxcomp.class_metrics import Z95, class_labels, class_rows, distributions,
 from onnxcomp.errors import DataError
 from onnxcomp.metrics import OutputStats, Role
 
-__all__ = ["Metric", "Quality", "custom_quality", "is_float", "output_roles", "quality"]
+__all__ = ["Metric", "Quality", "custom_quality", "is_float", "load_metric", "output_error", "output_roles", "quality"]
 
 Array = npt.NDArray[Any]
 Metric = Callable[[dict[str, Array], Array | None], float]
@@ -41,7 +41,7 @@ class Quality:
     is the original's, drop = 1 - share. sqnr: drop = noise power / signal power (integers: share of changed
     elements) of the worst output. custom: the user's metric, drop = difference / max(1, |original|), so that
     a drop of 0.01 is a point of a share and a hundredth of a PSNR or of a score in percent.
-    `ci` is the 95 % interval of the drop where it is a share of samples; `output` is where it was seen.
+    `ci` is the 95 % interval of the drop, None for a custom metric; `output` is where it was seen.
     """
 
     kind: Literal["accuracy", "agreement", "sqnr", "custom"]
@@ -50,6 +50,18 @@ class Quality:
     drop: float
     ci: tuple[float, float] | None
     output: str = ""
+
+
+def load_metric(metric: Any) -> Metric | None:
+    """The user's metric: a function, or the text "package.module:function" or "file.py:function"; None for none.
+
+    Raises UsageError or DataError where there is no such function.
+    """
+    if metric is None or callable(metric):
+        return cast("Metric | None", metric)
+    from onnxcomp.calibration.sources import load_function
+
+    return cast(Metric, load_function(str(metric)))
 
 
 def is_float(array: Array) -> bool:
@@ -101,9 +113,11 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         low, high = wilson(c.top1, c.rows)
         share = c.top1 / c.rows
         return Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
-    drops = {name: _worst_drop(s) for name, s in stats.items()}
+    drops = {name: output_error(s) for name, s in stats.items()}
     worst = max(drops, key=lambda name: drops[name], default="")
-    return Quality("sqnr", None, None, drops.get(worst, 0.0), None, worst)
+    floats = worst in stats and stats[worst].role not in ("predictions", "discrete")
+    spread = stats[worst].errors.noise_ratio_ci if floats else None
+    return Quality("sqnr", None, None, drops.get(worst, 0.0), spread, worst)
 
 
 def custom_quality(
@@ -157,7 +171,8 @@ def _paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
     return max(-1.0, difference / (n + 2) - half), min(1.0, difference / (n + 2) + half)
 
 
-def _worst_drop(stats: OutputStats) -> float:
+def output_error(stats: OutputStats) -> float:
+    """Noise power over signal power of one output; of integers and strings the share of changed elements."""
     if stats.role in ("predictions", "discrete"):
         return stats.errors.unequal / max(1, stats.errors.elements)
     return stats.errors.noise_ratio

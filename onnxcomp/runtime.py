@@ -105,9 +105,10 @@ class Session:
     `inputs` are the required inputs: initializers that are also graph inputs (overridable) are not among them.
     """
 
-    def __init__(self, native: Any, provider: str, kept: Sequence[Any] = ()) -> None:
+    def __init__(self, native: Any, provider: str, threads: int, kept: Sequence[Any] = ()) -> None:
         self.native = native
         self.provider = provider
+        self.threads = threads
         self._kept = kept  # memory that the session uses but does not own
         self.inputs = tuple(_spec(i) for i in native.get_inputs())
         self.outputs = tuple(_spec(o) for o in native.get_outputs())
@@ -174,7 +175,7 @@ def open_session(
             f"{name} is in this build of onnxruntime but did not load, so the model would run on "
             f"{', '.join(native.get_providers())}; `onnxcomp doctor` says which library is missing"
         )
-    return Session(native, name, kept)
+    return Session(native, name, threads, kept)
 
 
 def provider_name(provider: str) -> str:

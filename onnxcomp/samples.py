@@ -57,8 +57,10 @@ class Samples:
 
     @functools.cached_property
     def calibration_hashes(self) -> frozenset[str]:
-        """Hashes of the calibration samples, in case separate verification data hold some of them."""
-        if self.calibration is None or self._options.eval is None:
+        """Hashes of the calibration samples: the verification data may hold some of them again, whether they are
+        separate or held out.
+        """
+        if self.calibration is None:
             return frozenset()
         return frozenset(h for b in self.calibration.batches() for h in sample_hashes(b))
 

@@ -19,7 +19,7 @@ from onnxcomp.runtime import Session, TensorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["edge_feeds", "synthesize", "usable_inputs"]
+__all__ = ["synthesize", "usable_inputs"]
 
 Array = npt.NDArray[Any]
 
@@ -77,28 +77,6 @@ def usable_inputs(
         f"the model ran on none of the inputs that were made up for it, the last time because: {last}; "
         "give samples of real inputs with --eval or --calib"
     )
-
-
-def edge_feeds(feeds: Mapping[str, Array]) -> dict[str, dict[str, Array]]:
-    """Unusual versions of one feed, by name: its float inputs all zeros, all ones, ten times as large, and
-    with the first channel (axis 1) constant. Other inputs are kept. Empty if there is no float input.
-    """
-    floats = {name: value for name, value in feeds.items() if value.dtype.kind == "f" and value.size}
-    if not floats:
-        return {}
-    flat = {name: value.copy() for name, value in floats.items()}
-    for value in flat.values():
-        channel = value[:, :1] if value.ndim > 1 else value
-        channel[...] = channel.mean(dtype=np.float64)
-    versions = {
-        "zeros": {name: np.zeros_like(value) for name, value in floats.items()},
-        "ones": {name: np.ones_like(value) for name, value in floats.items()},
-        "large": {
-            name: (value.astype(np.float64) * 10).astype(value.dtype) for name, value in floats.items()
-        },
-        "constant channel": flat,
-    }
-    return {name: {**feeds, **version} for name, version in versions.items()}
 
 
 def _candidates(inputs: Sequence[TensorSpec]) -> Iterator[dict[str, int]]:

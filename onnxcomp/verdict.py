@@ -182,7 +182,8 @@ def _too_much(found: Quality, stats: Mapping[str, OutputStats], max_drop: float)
 
 def _too_few(found: Quality, samples: int, max_drop: float) -> str:
     wanted = MIN_SAMPLES if found.kind in ("sqnr", "custom") else _sure_samples(max_drop)
-    return f"{samples} samples are too few for a verdict: at least {MIN_SAMPLES}, better {wanted}, are needed"
+    better = f", better {wanted - samples} more" if wanted > MIN_SAMPLES else ""
+    return f"{samples} samples are too few for a verdict: give at least {MIN_SAMPLES - samples} more{better}"
 
 
 def _sure_samples(max_drop: float) -> int:

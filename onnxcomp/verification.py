@@ -5,23 +5,24 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Batch, Dataset, sample_hashes
-from onnxcomp.class_metrics import class_labels
+from onnxcomp.comparison import Pair, compare, compare_edges, compare_runs, cut, line
+from onnxcomp.edges import empty_axes
 from onnxcomp.errors import DataError, ModelError, ResourceError, UsageError
 from onnxcomp.graph import Model
 from onnxcomp.interface import interface_changes
-from onnxcomp.metrics import Tolerance, measure
-from onnxcomp.noise import Noise, flatten, measure_noise, tolerances
-from onnxcomp.quality import Metric, is_float, output_roles
+from onnxcomp.metrics import Tolerance
+from onnxcomp.noise import Noise, measure_noise, tolerances
+from onnxcomp.quality import Metric
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model
-from onnxcomp.synthesis import edge_feeds, usable_inputs
+from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def verify(
     `samples` samples are used; those whose hash (sample_hashes) is in `exclude` are left out. Without `data`,
     inputs are made from the graph.
 
-    In every case a changed interface, an output that is missing or of another shape, and a NaN or infinity
-    where the original is finite fail. A lossy verdict on fewer than 8 samples, or on outputs that are random
-    in the original, is inconclusive.
+    In every case a changed interface, an output that is missing or of another shape, a NaN or infinity where
+    the original is finite, and results that change between two equal runs fail; on the data as well as on
+    unusual versions of one sample (edges.py). A lossy verdict on fewer than 8 samples, or on outputs that are
+    random in the original, is inconclusive.
 
     Raises ModelError if the original cannot be run, DataError if the data do not fit it, InconclusiveError if
     no inputs can be made up, UsageError for bad options.
@@ -74,40 +76,26 @@ def verify(
     reference, optimize = _open_original(original, effect, threads, provider)
     source = f"inputs synthesized from the graph (seed {seed})" if data is None else data.source
     blank = Verification("failed", effect, source, 0, 0, None, {}, {}, ())
-    try:
-        session = open_session(candidate, provider=provider, threads=threads, optimize=optimize)
-        changes = interface_changes(proto, _read(candidate, "candidate"), (reference.inputs, session.inputs))
-    except ModelError as error:
-        changes = [f"the candidate cannot be used: {error}"]
-    if changes:
+    session, changes = _open_candidate(candidate, proto, reference, optimize)
+    if session is None or changes:
         return replace(blank, reasons=tuple(changes))
-
     batches = _made_up(reference, proto, seed) if data is None else data.batches(None if exclude else samples)
     chosen = _choose(batches, frozenset(exclude), samples, reference)
     first = _some(chosen)
-    feeds = [batch.feeds for batch, _ in first if batch is not None]
-    floor = tolerances(proto, provider)
+    known_batches = [batch for batch, _ in first if batch is not None]
+    floor, variants = tolerances(proto, provider), _variants(original, optimize, threads, provider)
     # Exact candidates get no allowance: all that matters is whether the original repeats itself.
-    variants = [] if effect == "exact" else _variants(original, optimize, threads, provider)
-    noise = _noise(reference, variants, feeds, floor)
-    setup = _Setup(reference, session, noise, floor, metric, _reporter(progress, data, samples))
-    seen = Evidence()
-    _compare(seen, setup, itertools.chain(first, chosen))
+    noise = _noise(reference, [] if effect == "exact" else variants, [b.feeds for b in known_batches], floor)
+    pair = Pair(
+        reference, session, effect, noise, floor, variants, metric, _reporter(progress, data, samples),
+        empty_axes(original, reference.inputs) if isinstance(original, (str, os.PathLike)) else frozenset(),
+    )  # fmt: skip
+    seen, one = Evidence(), next(iter(known_batches), None)
+    compare(seen, pair, itertools.chain(first, chosen))
     if not seen.failures:
-        _compare_edges(seen, setup, next((b for b, _ in first if b is not None), None), effect)
+        compare_runs(seen, pair, one)
+        compare_edges(seen, pair, proto, one, seed)
     return judge(blank, seen, noise, metric=metric, max_drop=max_drop, synthetic=data is None)
-
-
-@dataclass(frozen=True)
-class _Setup:
-    """The two sessions, what differences are measured against, and whom to tell how many samples are done."""
-
-    original: Session
-    candidate: Session
-    noise: Noise
-    floor: Tolerance
-    metric: Metric | None
-    report: Callable[[int], None]
 
 
 def _fixed(model: Any) -> Any:
@@ -156,6 +144,20 @@ def _open_original(original: Any, effect: Effect, threads: int, provider: str) -
     return open_session(original, provider=provider, threads=threads), True
 
 
+def _open_candidate(
+    candidate: Any, proto: onnx.ModelProto, reference: Session, optimize: bool
+) -> tuple[Session | None, list[str]]:
+    """The candidate's session under the options of the original's, and what is wrong with its interface."""
+    try:
+        session = open_session(
+            candidate, provider=reference.provider, threads=reference.threads, optimize=optimize
+        )
+        sides = (reference.inputs, session.inputs)
+        return session, interface_changes(proto, _read(candidate, "candidate"), sides)
+    except ModelError as error:
+        return None, [f"the candidate cannot be used: {error}"]
+
+
 def _made_up(session: Session, proto: onnx.ModelProto, seed: int) -> Iterator[Batch]:
     for index, feeds in enumerate(usable_inputs(session, proto, seed=seed, count=_SYNTHETIC)):
         yield Batch(feeds, None, 1, f"synthesized input {index}")
@@ -176,22 +178,11 @@ def _choose(
         if exclude:
             keep = np.array([h not in exclude for h in sample_hashes(batch)], dtype=np.bool_)
         rows = np.flatnonzero(keep)[: None if limit is None else limit - used]
-        part = _cut(batch, rows, session)
+        part = cut(batch, rows, session)
         if part is None and keep.all():
             part = batch
         used += part.count if part is not None else 0
         yield part, batch.count if part is None else int(np.count_nonzero(~keep))
-
-
-def _cut(batch: Batch, rows: npt.NDArray[np.intp], session: Session) -> Batch | None:
-    """Some samples of a batch; None if there are none, or if the model's batches cannot be cut."""
-    if len(rows) == batch.count:
-        return batch
-    fixed = any(spec.shape and isinstance(spec.shape[0], int) for spec in session.inputs)
-    if fixed or not len(rows) or any(v.shape[:1] != (batch.count,) for v in batch.feeds.values()):
-        return None
-    labels = None if batch.labels is None else batch.labels[rows]
-    return Batch({name: v[rows] for name, v in batch.feeds.items()}, labels, len(rows), batch.origin)
 
 
 def _some(chosen: Iterator[tuple[Batch | None, int]]) -> list[tuple[Batch | None, int]]:
@@ -224,96 +215,4 @@ def _noise(
     try:
         return measure_noise(reference, variants, feeds, floor)
     except Exception as error:
-        raise DataError(f"the original does not run on the data: {_line(error)}") from error
-
-
-def _compare(seen: Evidence, setup: _Setup, chosen: Iterable[tuple[Batch | None, int]]) -> None:
-    """Run both models over the batches until the candidate breaks down, and add everything to `seen`."""
-    for batch, skipped in chosen:
-        seen.excluded += skipped
-        if batch is None:
-            continue
-        sides = _run_both(seen, setup, batch)
-        if sides is None:
-            return
-        ref, cmp = sides
-        labels = batch.labels
-        if labels is not None and setup.metric is None and class_labels(labels, batch.count) is None:
-            seen.notes = [
-                f"labels of shape {labels.shape} are not one class per sample, so they were not used"
-            ]
-        if not seen.roles:
-            seen.roles.update(output_roles(ref, batch.count, labels))
-        for name, value in ref.items():
-            # Sequences may grow from sample to sample: outputs without a role so far.
-            role = seen.roles.setdefault(name, "values" if is_float(value) else "discrete")
-            allowed = replace(setup.floor, noise=setup.noise.absolute.get(name, 0.0))
-            stats = measure(
-                role,
-                value,
-                cmp[name],
-                count=batch.count,
-                first=seen.samples,
-                tolerance=allowed,
-                labels=labels,
-            )
-            seen.stats[name] = seen.stats[name] + stats if name in seen.stats else stats
-        if setup.metric is not None:
-            seen.kept.append((ref, cmp, labels))
-        seen.samples += batch.count
-        setup.report(seen.samples)
-
-
-def _run_both(
-    seen: Evidence, setup: _Setup, batch: Batch
-) -> tuple[dict[str, Array], dict[str, Array]] | None:
-    """Outputs of both models by name; None, with the reason in `seen`, if they cannot be compared."""
-    try:
-        ref = flatten(setup.original, setup.original.run(batch.feeds))
-    except Exception as error:
-        raise DataError(f"the original does not run on {batch.origin}: {_line(error)}") from error
-    try:
-        cmp = flatten(setup.candidate, setup.candidate.run(batch.feeds))
-    except Exception as error:
-        seen.failures.append(f"the candidate does not run on {batch.origin}: {_line(error)}")
-        return None
-    for name in dict.fromkeys([*ref, *cmp]):
-        before, after = (side[name].shape if name in side else None for side in (ref, cmp))
-        if before != after:
-            found = "is missing" if after is None else f"has the shape {after}"
-            expected = "not there" if before is None else f"{before}"
-            seen.failures.append(f"output {name!r} {found} on {batch.origin}, in the original {expected}")
-        elif is_float(ref[name]) != is_float(cmp[name]):
-            seen.failures.append(f"output {name!r} is {cmp[name].dtype}, in the original {ref[name].dtype}")
-    return None if seen.failures else (ref, cmp)
-
-
-def _compare_edges(seen: Evidence, setup: _Setup, batch: Batch | None, effect: Effect) -> None:
-    """Where the original stays finite on unusual versions of one sample, the candidate has to as well."""
-    if batch is None:
-        return
-    feeds = (_cut(batch, np.arange(1), setup.original) or batch).feeds
-    for kind, edge in edge_feeds(feeds).items():
-        try:
-            ref = flatten(setup.original, setup.original.run(edge))
-        except Exception:  # the original refuses this input, so nothing is promised for it
-            continue
-        try:
-            cmp = flatten(setup.candidate, setup.candidate.run(edge))
-        except Exception as error:
-            seen.failures.append(f"the candidate does not run on inputs of kind {kind!r}: {_line(error)}")
-            continue
-        for name, value in ref.items():
-            if name not in cmp or cmp[name].shape != value.shape or not is_float(value):
-                continue
-            errors = measure("values", value, cmp[name], count=1).errors
-            if errors.new_nan or errors.new_inf:
-                # Ten times the range of real data is outside what a lossy pass was asked to keep.
-                where = seen.notes if effect == "lossy" and kind == "large" else seen.failures
-                where.append(
-                    f"output {name!r} is not finite on inputs of kind {kind!r}, where the original is"
-                )
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+        raise DataError(f"the original does not run on the data: {line(error)}") from error

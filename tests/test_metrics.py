@@ -275,3 +275,25 @@ def test_wilson_interval_has_the_published_values(k: int, n: int, low: float, hi
 def test_adding_nothing_changes_nothing() -> None:
     stats = measure("classes", np.eye(3), np.eye(3)[::-1], count=3)
     assert OutputStats("classes", ErrorStats(), ClassStats()) + stats == stats
+
+
+def test_the_interval_of_the_noise_ratio_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(200):
+        ref = rng.standard_normal((60, 20)) * rng.uniform(0.5, 2, (60, 1))
+        noisy = ref + 0.1 * rng.standard_normal(ref.shape) * rng.uniform(0.5, 2, (60, 1))
+        low, high = measure("values", ref, noisy, count=60).errors.noise_ratio_ci or (1.0, 0.0)
+        hits += low <= 0.01 <= high
+    assert 0.88 * 200 <= hits <= 200
+
+
+def test_the_interval_of_the_noise_ratio_does_not_depend_on_how_samples_are_split() -> None:
+    rng = np.random.default_rng(6)
+    ref = rng.standard_normal((30, 4))
+    noisy = ref + 0.1 * rng.standard_normal(ref.shape)
+    whole = measure("values", ref, noisy, count=30).errors
+    cuts = [(ref[a : a + 7], noisy[a : a + 7]) for a in range(0, 30, 7)]
+    parts = [measure("values", a, b, count=len(a)).errors for a, b in cuts]
+    assert sum(parts[1:], parts[0]).noise_ratio_ci == pytest.approx(whole.noise_ratio_ci)
+    assert measure("values", ref[:1], noisy[:1], count=1).errors.noise_ratio_ci is None

@@ -163,7 +163,7 @@ def test_a_pass_that_changes_results_is_taken_back_alone(bad: Pass, tmp_path: Pa
 
 
 def test_a_result_that_cannot_be_verified_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxcomp.job.Job._check_pass", lambda self, one, record: (record, None))
+    monkeypatch.setattr("onnxcomp.job.Job._checked", lambda self, step, done: (done, None))
     monkeypatch.setattr("onnxcomp.job.Job._lossless_is_fine", lambda self: True)
 
     with pytest.raises(VerificationError, match="nothing was written"):

@@ -12,7 +12,7 @@ from onnx.parser import parse_model
 
 from onnxcomp.errors import InconclusiveError
 from onnxcomp.runtime import TensorSpec, open_session
-from onnxcomp.synthesis import edge_feeds, synthesize, usable_inputs
+from onnxcomp.synthesis import synthesize, usable_inputs
 
 ZOO = Path("/work/shared/zoo/models")
 HEAD = '<ir_version: 10, opset_import: ["" : 17]>\n'
@@ -118,23 +118,6 @@ def test_a_model_that_runs_on_nothing_made_up_is_inconclusive() -> None:
 def test_an_input_that_numpy_cannot_hold_is_inconclusive() -> None:
     with pytest.raises(InconclusiveError, match="'s'"):
         synthesize([TensorSpec("s", "seq(tensor(float))", None)], None, seed=0, count=1)
-
-
-def test_edge_inputs_change_floats_only_and_leave_the_feed_alone() -> None:
-    feeds = {"x": np.arange(12, dtype=np.float32).reshape(1, 3, 4), "n": np.array([3], dtype=np.int64)}
-    before = feeds["x"].copy()
-    edges = edge_feeds(feeds)
-    assert set(edges) == {"zeros", "ones", "large", "constant channel"}
-    assert (edges["large"]["x"] == before * 10).all()
-    flat = edges["constant channel"]["x"]
-    assert (flat[:, 0] == flat[0, 0, 0]).all()
-    assert (flat[:, 1:] == before[:, 1:]).all()
-    assert all(edge["n"] is feeds["n"] for edge in edges.values())
-    assert (feeds["x"] == before).all()
-
-
-def test_a_model_without_float_inputs_has_no_edge_inputs() -> None:
-    assert edge_feeds({"n": np.array([3])}) == {}
 
 
 @pytest.mark.skipif(not ZOO.is_dir(), reason="the zoo of real models is not here")

@@ -1,0 +1,77 @@
+"""Taking back what a pass did wrong, and only that: its guilty rewrites are found and denied, the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import onnx
+
+from onnxcomp.blame import Clock, guilty
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context, Pass, PassRecord, Refusal, run_pass
+from onnxcomp.serde import export_model, import_model
+from onnxcomp.verdict import Verification
+
+__all__ = ["Done", "Step", "repaired"]
+
+_SECONDS = 60.0  # for one search; the model before the pass is always there to fall back on
+
+
+@dataclass(frozen=True)
+class Done:
+    """A model after a pass, the pass's account, and the texts of its rewrites in order."""
+
+    model: Model
+    record: PassRecord
+    rewrites: tuple[str, ...]
+
+
+class Step:
+    """One pass on one model, which can be run again without some of its rewrites.
+
+    `context`() makes a new context for every run.
+    """
+
+    def __init__(self, one: Pass, model: Model, context: Callable[[], Context]) -> None:
+        self.one = one
+        self._proto, self._weights = export_model(model)
+        self.context = context
+
+    def before(self) -> Model:
+        """The model that the pass was given, as a copy of its own."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._proto)
+        return import_model(proto, self._weights)
+
+    def run(
+        self, model: Model | None = None, *, deny: frozenset[str | int] = frozenset(), limit: int | None = None
+    ) -> Done:
+        """Run the pass, on `model` if that is the one it was given, else on a copy; see `Context` for the options."""
+        changed = self.before() if model is None else model
+        ctx = replace(self.context(), deny=deny, limit=limit)
+        record = run_pass(self.one, changed, ctx)
+        return Done(changed, record, tuple(ctx.rewrites))
+
+
+def repaired(step: Step, done: Done, check: Callable[[Model], Verification]) -> tuple[Done, Verification]:
+    """`done` as it is if it stands the check; else without the fewest rewrites that have to go, named in `dropped`.
+
+    Where that does not help, or would be all of them, the record says in `reverted` why all is taken back.
+    """
+    found = check(done.model)
+    if found.verdict != "failed":
+        return done, found
+    reason = found.reasons[0] if step.one.effect == "lossy" else f"it changed results: {found.reasons[0]}"
+
+    def good(denied: frozenset[str]) -> bool:
+        return check(step.run(deny=frozenset(denied)).model).verdict != "failed"
+
+    denied = guilty(done.rewrites, good, Clock(_SECONDS))
+    if denied is not None:
+        rest = step.run(deny=frozenset(denied))
+        again = check(rest.model)
+        if again.verdict != "failed" and rest.record.rewrites:
+            dropped = tuple(Refusal(text, reason) for text in done.rewrites if text in denied)
+            return replace(rest, record=replace(rest.record, dropped=tuple(dict.fromkeys(dropped)))), again
+    return replace(done, record=replace(done.record, reverted=reason)), found
