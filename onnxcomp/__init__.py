@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxcomp.api import benchmark, verify
+    from onnxcomp.api import benchmark, verify, write_report
     from onnxcomp.errors import OnnxcompError
     from onnxcomp.inspection import inspect
     from onnxcomp.io import load, save
@@ -30,6 +30,7 @@ __all__ = [
     "optimize",
     "save",
     "verify",
+    "write_report",
 ]
 
 _HOME = {
@@ -42,6 +43,7 @@ _HOME = {
     "optimize": "onnxcomp.optimizer",
     "save": "onnxcomp.io",
     "verify": "onnxcomp.api",
+    "write_report": "onnxcomp.api",
 }
 
 

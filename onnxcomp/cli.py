@@ -82,9 +82,9 @@ def _check_json(args: argparse.Namespace) -> None:
 
     from onnxcomp.io import check_output
 
-    given = [getattr(args, name, None) for name in ("model", "original", "candidate", "data")]
+    given = [getattr(args, name, None) for name in ("model", "original", "candidate", "data", "source", "output")]
     if os.path.realpath(args.json) in {os.path.realpath(v) for v in (*given, *getattr(args, "models", ())) if v}:
-        raise UsageError(f"--json names {args.json}, which is an input; choose another file")
+        raise UsageError(f"--json names {args.json}, which the command itself reads or writes; choose another file")
     check_output(Path(args.json), overwrite=bool(args.force))
 
 

@@ -10,9 +10,10 @@ from typing import Any, cast
 
 from onnxcomp import io
 from onnxcomp.bench import Benchmark, ModelTiming, benchmark
-from onnxcomp.errors import UsageError, VerificationError
+from onnxcomp.errors import UsageError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
+from onnxcomp.macs import Macs, count_with_run
 from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
@@ -21,6 +22,7 @@ from onnxcomp.registry import load_pass
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.serde import export_model, import_model
+from onnxcomp.shapes import Shapes
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -29,6 +31,7 @@ __all__ = ["Job"]
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
 _GAIN = 1.03  # times as fast as float that 8-bit arithmetic has to be, if the choice is ours
+_LOSSLESS = "lossless passes"
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
@@ -55,6 +58,8 @@ class Job:
         if options.calib is None and options.passes is None:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
+        self._counted: dict[int, tuple[Shapes, Macs]] = {}  # by identity, of models that do not change any more
+        self._tried: dict[str, ModelTiming] = {}  # what was timed against the original on the way
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
@@ -165,7 +170,9 @@ class Job:
         if not self._lossy() or self.options.goal == "size":
             return
         ours = self.options.passes is None or self.options.goal == "latency"
-        reason = self._no_progress(self.float_model, self.model, least=_GAIN if ours else 0.0)
+        reason = self._no_progress(
+            (_LOSSLESS, self._label()), self.float_model, self.model, least=_GAIN if ours else 0.0
+        )
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
@@ -181,23 +188,25 @@ class Job:
             return
         if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
             return
-        before, verified, timed = self.model.copy(), self._verified, self._timed
+        before, verified, timed, label = self.model.copy(), self._verified, self._timed, self._label()
         record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
         if record.reverted is None and record.rewrites:
-            reason = self._no_progress(before, self.model)
+            reason = self._no_progress((label, f"{label}, weights as int8"), before, self.model)
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
 
-    def _no_progress(self, old: Model, new: Model, least: float = 0.0) -> str | None:
+    def _no_progress(self, names: tuple[str, str], old: Model, new: Model, least: float = 0.0) -> str | None:
         """Why `new` is no progress over `old`: slower, less than `least` times as fast, or larger and not faster.
 
-        None if it is progress. The original is timed along, so that the winner need not be timed again.
+        None if it is progress. The original is timed along, so that the winner need not be timed again. `names` are
+        what the report calls the two.
         """
         if self.options.bench_seconds <= 0:
             return None
         found = self._benchmark([self.original, old, new])
         original, before, after = found.models
+        self._tried.update(zip(names, (before, after), strict=True))
         ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
         # The same kernels do the same work: what differs then is the machine's mood.
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
@@ -224,7 +233,7 @@ class Job:
     # --- result ---
 
     def verify_result(self) -> Verification | None:
-        """The verification of the model as it is. Raises VerificationError if it fails."""
+        """The verification of the model as it is."""
         if not self.options.verify:
             self.notes.append("the result was not verified (--no-verify)")
             return None
@@ -232,10 +241,6 @@ class Job:
             self.progress(0.0, "verifying")
             self._verified = self._verify(effect="lossy" if self._lossy() else "float", samples=_VERIFY_LIMIT)
         found = self._verified
-        if found.verdict == "failed":
-            raise VerificationError(
-                f"the optimized model does not do the job of the original: {found.reasons[0]}; nothing was written"
-            )
         if found.verdict == "unverified on real data":
             self.notes.append("unverified on real data: give samples with --calib or --eval")
         return found
@@ -257,13 +262,46 @@ class Job:
         )
 
     def describe(self, model: Model, place: Any) -> dict[str, Any]:
-        """The `original` / `optimized` object of the report."""
-        found = summary(model, feeds=self.samples.feeds[0])
+        """The `original` / `optimized` object of the report. `place` is a path, bytes, or None: written nowhere."""
+        found = summary(model, macs=self.count(model)[1])
         if isinstance(place, Path):
             found.update(path=str(place), sha256=io.sha256(place), file_bytes=io.model_bytes(place))
-        else:
+        elif place is not None:
             found.update(path=None, file_bytes=len(place))
         return found
+
+    def count(self, model: Model) -> tuple[Shapes, Macs]:
+        """Types of all values and MACs of one sample; of each model counted once."""
+        if id(model) not in self._counted:
+            self._counted[id(model)] = count_with_run(model, feeds=self.samples.feeds[0])
+        return self._counted[id(model)]
+
+    def _label(self) -> str:
+        """What the report calls the model as it is now."""
+        names = dict.fromkeys(self.records[i].name for i in self._lossy())
+        return f"with {', '.join(names)}" if names else _LOSSLESS
+
+    def candidates(self, measured: Benchmark | None) -> tuple[dict[str, Any], ...]:
+        """The models that were timed on the way to the result, which is among them, as plain data."""
+        if measured is None:
+            return ()
+        result = measured.models[1]
+        tried = self._tried if any(t is result for t in self._tried.values()) else {**self._tried, "result": result}
+        return tuple(
+            {
+                "label": label,
+                "file_bytes": timed.file_bytes,
+                "latency_ms": timed.ms["p50"],
+                "speedup": timed.speedup,
+                "ci": None if timed.ci is None else list(timed.ci),
+                "kept": timed is result,
+            }
+            for label, timed in tried.items()
+        )
+
+    def reference(self) -> Model:
+        """What inner values of the result compare with: the model before the first lossy pass, else the original."""
+        return self.float_model if self._lossy() else self.source
 
     def account(self) -> dict[str, Any]:
         """The options that made this result, as plain data."""
