@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onnxcomp.api import benchmark, verify
+    from onnxcomp.api import benchmark, verify, write_report
     from onnxcomp.bisection import bisect
     from onnxcomp.errors import OnnxcompError
     from onnxcomp.inspection import inspect
@@ -32,6 +32,7 @@ __all__ = [
     "optimize",
     "save",
     "verify",
+    "write_report",
 ]
 
 _HOME = {
@@ -45,6 +46,7 @@ _HOME = {
     "optimize": "onnxcomp.optimizer",
     "save": "onnxcomp.io",
     "verify": "onnxcomp.api",
+    "write_report": "onnxcomp.api",
 }
 
 

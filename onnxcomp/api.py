@@ -1,10 +1,11 @@
-"""`verify` and `benchmark` as the command line has them: paths and data in any form go in."""
+"""`verify`, `benchmark` and `write_report` as the command line has them: paths and data in any form go in."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from onnxcomp.serde import export_model
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
 
-__all__ = ["benchmark", "verify"]
+__all__ = ["benchmark", "verify", "write_report"]
 
 
 def verify(
@@ -95,6 +96,23 @@ def benchmark(
     return bench.benchmark(
         list(models), feeds=feeds, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress
     )
+
+
+def write_report(
+    source: str | os.PathLike[str], output: str | os.PathLike[str] | None = None, *, force: bool = False
+) -> Path:
+    """Make the HTML report from the JSON that `optimize` wrote; returns its path, by default `source` with .html.
+
+    Raises RejectedError if `source` is not such a file, UsageError if the output exists and `force` is not set.
+    """
+    from onnxcomp.html_report import read_report, render
+
+    target = Path(source).with_suffix(".html") if output is None else Path(output)
+    if os.path.realpath(target) == os.path.realpath(source):
+        raise UsageError(f"the output {target} is the JSON file itself; choose another with -o")
+    io.check_output(target, overwrite=force)
+    io.save_text(render(read_report(Path(source))), target, overwrite=force)
+    return target
 
 
 def _stacked(feeds: Mapping[str, Any], session: Session, batch: int) -> dict[str, Any]:

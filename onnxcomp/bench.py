@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -23,7 +23,7 @@ from onnxcomp import io
 from onnxcomp.bench_rounds import Job, Measured, Progress, measure
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.graph import Model
-from onnxcomp.runtime import FLOAT_KERNELS, INT8_KERNELS, Kernel
+from onnxcomp.runtime import FLOAT_KERNELS, INT8_KERNELS, Kernel, NodeTime
 from onnxcomp.timing import PairedRatio, latency_quantiles, verdict
 
 __all__ = ["Benchmark", "ModelTiming", "benchmark"]
@@ -40,7 +40,7 @@ class ModelTiming:
     the peak resident memory of a process that only loads and runs this model, less what it held before;
     `resident_bytes` is that peak in all. Against the baseline: `speedup` with its 95 % interval `ci` from
     `pairs` paired measurements, and `verdict`; for the baseline itself these are None, None, 0 and
-    "baseline".
+    "baseline". `nodes` are the nodes that ran, from the same profile as `kernels`.
     """
 
     path: str
@@ -58,6 +58,7 @@ class ModelTiming:
     verdict: str
     warmup_runs: int
     kernels: tuple[Kernel, ...]
+    nodes: tuple[NodeTime, ...] = ()
 
     @property
     def placement(self) -> dict[str, float]:
@@ -84,8 +85,10 @@ class ModelTiming:
             entry = by_op.setdefault(kernel.op, {"count": 0.0, "us": 0.0})
             entry["count"] += kernel.count
             entry["us"] += kernel.microseconds
+        record = asdict(replace(self, nodes=()))
+        del record["nodes"]  # as many as the model has; the report has them by layer
         return {
-            **asdict(self),
+            **record,
             "ci": None if self.ci is None else list(self.ci),
             "kernels": by_op,
             "placement": self.placement,
@@ -215,6 +218,7 @@ def _timing(
         verdict=judged,
         warmup_runs=sum(r["warmup_runs"][i] for r in found.rounds),
         kernels=tuple(Kernel(*k) for k in alone["kernels"]),
+        nodes=tuple(NodeTime(*n) for n in alone["nodes"]),
     )
 
 

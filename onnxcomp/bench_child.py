@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.errors import DataError, ModelError, ResourceError
-from onnxcomp.runtime import executed_kernels, open_session
+from onnxcomp.runtime import executed_nodes, kernels_of, open_session
 from onnxcomp.timing import median_half_width
 
 __all__ = ["measure_alone", "measure_round"]
@@ -114,7 +114,7 @@ def measure_alone(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
             break
     peak = _resident("VmHWM")
     runs = max(1, min(4, int(1e9 / runner.run_ns)))
-    kernels = executed_kernels(
+    nodes = executed_nodes(
         job["model"], feeds[0], provider=job["provider"], threads=job["threads"], runs=runs
     )
     return {
@@ -123,7 +123,8 @@ def measure_alone(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         "first_ns": runner.first_ns,
         "peak_memory_bytes": max(0, peak - before),
         "resident_bytes": peak,
-        "kernels": [[k.provider, k.op, k.count, k.microseconds] for k in kernels],
+        "kernels": [[k.provider, k.op, k.count, k.microseconds] for k in kernels_of(nodes)],
+        "nodes": [[n.name, n.provider, n.op, n.count, n.microseconds] for n in nodes],
     }
 
 

@@ -82,9 +82,12 @@ def _check_json(args: argparse.Namespace) -> None:
 
     from onnxcomp.io import check_output
 
-    given = [getattr(args, name, None) for name in ("model", "original", "candidate", "data")]
+    given = [getattr(args, name, None) for name in ("model", "original", "candidate", "data", "source")]
     if os.path.realpath(args.json) in {os.path.realpath(v) for v in (*given, *getattr(args, "models", ())) if v}:
         raise UsageError(f"--json names {args.json}, which is an input; choose another file")
+    output = getattr(args, "output", None)
+    if output is not None and os.path.realpath(args.json) == os.path.realpath(output):
+        raise UsageError(f"--json and -o both name {args.json}; choose another file for one of them")
     check_output(Path(args.json), overwrite=bool(args.force))
 
 

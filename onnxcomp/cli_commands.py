@@ -6,6 +6,7 @@ Nothing heavy is imported before the command is known.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -37,10 +38,11 @@ def optimize(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import cli_report
     from onnxcomp.optimizer import optimize as run
 
-    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet")}
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet", "words")}
     if given["json"] == "-":
         del given["json"]
-    report = run(given.pop("model"), given.pop("output"), progress=progress, **given)
+    command = shlex.join(("onnxcomp", *args.words))
+    report = run(given.pop("model"), given.pop("output"), progress=progress, command=command, **given)
     error = TargetError("; ".join(report.unmet)) if report.unmet else None
     return Outcome(
         report.to_json(),
@@ -112,6 +114,16 @@ def inspect(args: argparse.Namespace, progress: Progress) -> Outcome:
     return Outcome(data, lambda console: cli_tables.show_inspection(console, data, nodes=bool(args.nodes)))
 
 
+def report(args: argparse.Namespace, progress: Progress) -> Outcome:
+    from onnxcomp import api, cli_layout
+    from onnxcomp.cli_text import plain, size
+
+    path = api.write_report(args.source, args.output, force=bool(args.force))
+    written = path.stat().st_size
+    data = {"path": str(path), "bytes": written}
+    return Outcome(data, lambda console: cli_layout.say(console, plain(f"wrote {path} ({size(written)})"), "bold"))
+
+
 def passes(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import cli_passes
     from onnxcomp.registry import load_pass, pass_names
@@ -138,6 +150,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Progress], Outcome]] = {
     "bench": bench,
     "bisect": bisect,
     "inspect": inspect,
+    "report": report,
     "passes": passes,
     "doctor": doctor,
 }

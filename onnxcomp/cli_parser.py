@@ -37,6 +37,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv:
         _check_spelling(argv, commands)
     args = parser.parse_args(argv)
+    args.words = tuple(argv)
     if args.command is None:
         raise UsageError(f"give a command: {', '.join(commands)}; `onnxcomp --help` explains them")
     return args
@@ -80,6 +81,7 @@ def _build() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser
         ("bench", "latency, memory and load time; several models are interleaved", _add_bench),
         ("bisect", "find the first rewrite of a pipeline that breaks the tolerance", _add_bisect),
         ("inspect", "what is in a model: parameters, MACs, bytes, operators, dimensions", _add_inspect),
+        ("report", "make the HTML report from the JSON of `optimize --json`", _add_report),
         ("passes", "list the passes, or explain one: options, formulas, guarantees", _add_passes),
         ("doctor", "what works on this machine: versions, providers, int8 instructions", _add_doctor),
     ):
@@ -112,6 +114,7 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("--speed", metavar="FACTOR", help="speed-up to reach, such as 2x; exit code 5 if it is not")
     add("--passes", metavar="SPEC", help='passes to run, such as "cleanup,fuse,quantize:ranges=mse"')
     add("--recipe", metavar="FILE", help="TOML file with these options as keys; what is given here wins")
+    add("--report", metavar="FILE", type=_page, help="write a page for people as well: one HTML file, complete offline")
     add("--samples", metavar="N", type=int, help="calibration samples to use at most (default: 512)")
     add("--seed", metavar="N", type=int, help="seed of everything random (default: 0)")
     add("--threads", metavar="N", type=int, help="threads of ONNX Runtime, 0 for all cores (default: 1)")
@@ -190,6 +193,12 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", **_flag(), help="one line for each node as well")
 
 
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("source", metavar="JSON", help="what `onnxcomp optimize --json` wrote")
+    add("-o", "--output", metavar="FILE", type=_page, help="file to write (default: .html in place of .json)")
+
+
 def _add_passes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="NAME", nargs="?", help="the pass to explain")
 
@@ -245,4 +254,10 @@ def _json_file(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text} looks like a model; name a file to write, or put --json at the end"
         )
+    return text
+
+
+def _page(text: str) -> str:
+    if text.endswith(".onnx"):
+        raise argparse.ArgumentTypeError(f"{text} looks like a model; name the HTML file to write")
     return text

@@ -25,7 +25,7 @@ from onnxcomp.concrete import open_dimensions
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.layers import Layer, count_parameters, layers, stored
-from onnxcomp.macs import Unknown, count_with_run
+from onnxcomp.macs import Macs, Unknown, count_with_run
 from onnxcomp.manager import Context, run_pass
 from onnxcomp.registry import load_pass
 from onnxcomp.safety import custom_operators
@@ -176,15 +176,20 @@ def inspect(
 
 
 def summary(
-    source: Source, *, feeds: Feeds | None = None, sizes: Mapping[str, int] | None = None
+    source: Source,
+    *,
+    feeds: Feeds | None = None,
+    sizes: Mapping[str, int] | None = None,
+    macs: Macs | None = None,
 ) -> dict[str, Any]:
     """The numbers of the report: path, sha256, file_bytes, parameters, nonzero_parameters, macs, nodes.
 
     `macs` is None where MACs are not fully known; `path` and `sha256` are None for a model in memory.
-    Arguments and errors are those of `inspect`.
+    Arguments and errors are those of `inspect`; MACs that are given are not counted anew.
     """
     model = io.load(source)
-    _, macs = count_with_run(model, feeds=feeds, sizes=sizes)
+    if macs is None:
+        _, macs = count_with_run(model, feeds=feeds, sizes=sizes)
     parameters, nonzero = count_parameters(w for _, w in stored(model))
     return {
         **_file(source, model),

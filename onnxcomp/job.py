@@ -10,9 +10,10 @@ from typing import Any
 
 from onnxcomp import io
 from onnxcomp.bench import Benchmark
-from onnxcomp.errors import UsageError, VerificationError
+from onnxcomp.errors import UsageError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
+from onnxcomp.macs import Macs, count_with_run
 from onnxcomp.manager import Context, Pass, PassRecord, Pipeline
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
@@ -21,6 +22,7 @@ from onnxcomp.registry import load_pass
 from onnxcomp.rollback import Done, Step, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
+from onnxcomp.shapes import Shapes
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
@@ -29,6 +31,7 @@ __all__ = ["Job", "chosen_pipeline"]
 
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
+_LOSSLESS = "lossless passes"
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
@@ -56,6 +59,7 @@ class Job:
         if options.calib is None and options.passes is None:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
+        self._counted: dict[int, tuple[Shapes, Macs]] = {}  # by identity, of models that do not change any more
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
@@ -163,7 +167,9 @@ class Job:
         if not self._lossy() or self.options.goal == "size":
             return
         ours = self.options.passes is None or self.options.goal == "latency"
-        reason, self._timed = self.gate.no_progress(self.float_model, self.model, least=LEAST_GAIN if ours else 0.0)
+        names = (_LOSSLESS, self._label())
+        least = LEAST_GAIN if ours else 0.0
+        reason, self._timed = self.gate.no_progress(names, self.float_model, self.model, least=least)
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
@@ -179,10 +185,11 @@ class Job:
             return
         if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
             return
-        before, verified, timed = self.model.copy(), self._verified, self._timed
+        before, verified, timed, label = self.model.copy(), self._verified, self._timed, self._label()
         record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
         if record.reverted is None and record.rewrites:
-            reason, self._timed = self.gate.no_progress(before, self.model)
+            names = (label, f"{label}, weights as int8")
+            reason, self._timed = self.gate.no_progress(names, before, self.model)
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
@@ -190,7 +197,7 @@ class Job:
     # --- result ---
 
     def verify_result(self) -> Verification | None:
-        """The verification of the model as it is. Raises VerificationError if it fails."""
+        """The verification of the model as it is."""
         if not self.options.verify:
             self.notes.append("the result was not verified (--no-verify)")
             return None
@@ -199,10 +206,6 @@ class Job:
             effect: Effect = "lossy" if self._lossy() else "float"
             self._verified = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT)
         found = self._verified
-        if found.verdict == "failed":
-            raise VerificationError(
-                f"the optimized model does not do the job of the original: {found.reasons[0]}; nothing was written"
-            )
         if found.verdict == "unverified on real data":
             self.notes.append("unverified on real data: give samples with --calib or --eval")
         return found
@@ -224,13 +227,28 @@ class Job:
         )
 
     def describe(self, model: Model, place: Any) -> dict[str, Any]:
-        """The `original` / `optimized` object of the report."""
-        found = summary(model, feeds=self.samples.feeds[0])
+        """The `original` / `optimized` object of the report. `place` is a path, bytes, or None: written nowhere."""
+        found = summary(model, macs=self.count(model)[1])
         if isinstance(place, Path):
             found.update(path=str(place), sha256=io.sha256(place), file_bytes=io.model_bytes(place))
-        else:
+        elif place is not None:
             found.update(path=None, file_bytes=len(place))
         return found
+
+    def count(self, model: Model) -> tuple[Shapes, Macs]:
+        """Types of all values and MACs of one sample; of each model counted once."""
+        if id(model) not in self._counted:
+            self._counted[id(model)] = count_with_run(model, feeds=self.samples.feeds[0])
+        return self._counted[id(model)]
+
+    def _label(self) -> str:
+        """What the report calls the model as it is now."""
+        names = dict.fromkeys(self.records[i].name for i in self._lossy())
+        return f"with {', '.join(names)}" if names else _LOSSLESS
+
+    def reference(self) -> Model:
+        """What inner values of the result compare with: the model before the first lossy pass, else the original."""
+        return self.float_model if self._lossy() else self.source
 
     def account(self) -> dict[str, Any]:
         """The options that made this result, as plain data."""

@@ -20,7 +20,7 @@ from onnxcomp.macs import Dims, Macs
 from onnxcomp.shapes import Shapes
 from onnxcomp.weights import Weight
 
-__all__ = ["Layer", "count_parameters", "is_parameter", "layers", "stored"]
+__all__ = ["Layer", "Place", "count_parameters", "is_parameter", "layers", "places", "stored"]
 
 _PIECE = 1 << 22  # elements that are looked at in one go
 _INTEGERS = frozenset({"int8", "uint8", "int4", "uint4", "int2", "uint2"})
@@ -54,6 +54,16 @@ class Layer:
     def weighted(self) -> bool:
         """Whether the node multiplies by a constant."""
         return self.op in RULES and self.weight_shape is not None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer and where it is in the graph: its node, its main constant input, and the largest tensor behind that."""
+
+    layer: Layer
+    node: Node
+    tensor: Any = None
+    weight: Weight | None = None
 
 
 def stored(model: Model) -> Iterator[tuple[str, Weight]]:
@@ -100,10 +110,15 @@ def layers(model: Model, shapes: Shapes, macs: Macs) -> list[Layer]:
     Nodes are listed that multiply, that call a function that does, or that read parameters of more than one
     element.
     """
+    return [place.layer for place in places(model, shapes, macs)]
+
+
+def places(model: Model, shapes: Shapes, macs: Macs) -> list[Place]:
+    """The same as `layers`, each with where it is in the graph."""
     sources = _constant_sources(model)
     unknown = {u.where for u in macs.unknown}
     total = macs.total
-    found: list[Layer] = []
+    found: list[Place] = []
     for scope in model.graph.scopes():
         for node in scope.nodes:
             constant = {t: s for t in node.inputs if t.name and (s := _sources(model, sources, t))}
@@ -113,22 +128,23 @@ def layers(model: Model, shapes: Shapes, macs: Macs) -> list[Layer]:
             if node.kind in RULES or node in macs.nodes or any(w.size > 1 for w in weights.values()):
                 count = macs.nodes.get(node, None if node.label in unknown else 0)
                 share = (count or 0) / total if total else 0.0
-                shape, dtype, bits = _main_weight(model, node, constant, shapes)
-                found.append(
-                    Layer(
-                        node=node.label,
-                        op=node.kind,
-                        weight_shape=shape,
-                        dtype=dtype,
-                        parameters=sum(w.size for w in weights.values()),
-                        bytes=sum(w.nbytes for w in weights.values()),
-                        bits_per_weight=bits,
-                        quantized=dtype in _INTEGERS,
-                        macs=count,
-                        share=share,
-                        nested=scope is not model.graph,
-                    )
+                main = _main_input(model, constant, shapes)
+                shape, dtype, bits = _main_weight(model, node, main, constant, shapes)
+                layer = Layer(
+                    node=node.label,
+                    op=node.kind,
+                    weight_shape=shape,
+                    dtype=dtype,
+                    parameters=sum(w.size for w in weights.values()),
+                    bytes=sum(w.nbytes for w in weights.values()),
+                    bits_per_weight=bits,
+                    quantized=dtype in _INTEGERS,
+                    macs=count,
+                    share=share,
+                    nested=scope is not model.graph,
                 )
+                behind = constant[main].values() if main is not None else ()
+                found.append(Place(layer, node, main, max(behind, key=lambda w: w.size, default=None)))
     return found
 
 
@@ -152,23 +168,32 @@ def _sources(model: Model, found: Mapping[Any, Sources], tensor: Any) -> Sources
     return {id(weight): weight} if weight is not None else found.get(tensor, {})
 
 
-def _main_weight(
-    model: Model, node: Node, constant: Mapping[Any, Sources], shapes: Shapes
-) -> tuple[Dims | None, str | None, float | None]:
-    """Shape, stored element type and bits per element of the largest constant input."""
-    best: tuple[Dims, Any] | None = None
+def _main_input(model: Model, constant: Mapping[Any, Sources], shapes: Shapes) -> Any:
+    """The largest constant input of known shape that holds numbers, None if there is none."""
+    best: tuple[int, Any] | None = None
     for tensor, behind in constant.items():
-        weight = model.weight(tensor)
-        dims = weight.shape if weight is not None else shapes[tensor].shape
-        numbers = any(is_parameter(w) for w in behind.values())
-        if dims is None or not all(isinstance(d, int) for d in dims) or not numbers:
-            continue
-        sizes = tuple(int(d or 0) for d in dims)
-        if best is None or math.prod(sizes) > math.prod(best[0]):
-            best = sizes, tensor
-    if best is None:
+        size = _size(_dims(model, tensor, shapes))
+        if size is not None and any(is_parameter(w) for w in behind.values()) and (best is None or size > best[0]):
+            best = size, tensor
+    return None if best is None else best[1]
+
+
+def _dims(model: Model, tensor: Any, shapes: Shapes) -> tuple[Any, ...] | None:
+    weight = model.weight(tensor)
+    return weight.shape if weight is not None else shapes[tensor].shape
+
+
+def _size(dims: tuple[Any, ...] | None) -> int | None:
+    return math.prod(dims) if dims is not None and all(isinstance(d, int) for d in dims) else None
+
+
+def _main_weight(
+    model: Model, node: Node, tensor: Any, constant: Mapping[Any, Sources], shapes: Shapes
+) -> tuple[Dims | None, str | None, float | None]:
+    """Shape, stored element type and bits per element of the main constant input."""
+    if tensor is None:
         return None, None, None
-    dims, tensor = best
+    dims = tuple(_dims(model, tensor, shapes) or ())
     if node.kind in _PACKED:
         dims = (int(node.attrs["K"]), int(node.attrs["N"]))
     source = producer(tensor)

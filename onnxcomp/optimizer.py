@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from onnxcomp import io
+from onnxcomp.bench import Benchmark
 from onnxcomp.environment import environment
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import UsageError, VerificationError
 from onnxcomp.job import Job
+from onnxcomp.layer_table import layer_table, layer_times
+from onnxcomp.layer_values import look_inside
+from onnxcomp.layers import places
 from onnxcomp.options import Options
 from onnxcomp.report import Report
 from onnxcomp.runtime import provider_name
@@ -30,48 +35,78 @@ def optimize(
     *,
     recipe: str | os.PathLike[str] | None = None,
     progress: Any = None,
+    command: str | None = None,
     **options: Any,
 ) -> Report:
     """Optimize a model and write the result.
 
     `model` is a path or a ModelProto; `output` the path to write, `MODEL.opt.onnx` beside the model by default.
     `options` are those of `onnxcomp.options.Options`; a `recipe` file may give them as well. `progress(share, what)`
-    is called while it works.
+    is called while it works. `command` is what the report says to do the same again, by default this call.
 
     Raises UsageError, ModelError, DataError, ProviderError or ResourceError for what their names say, and
-    VerificationError if the result cannot be verified; then nothing is written.
+    VerificationError if the verification fails; then no model is written, and only the JSON and HTML files tell why.
     """
     begin = time.perf_counter()
+    again = command if command is not None else _call(model, output, recipe, options)
     chosen = Options.make(recipe, output=output, **options)
     target = _output_path(model, chosen.output)
     io.check_output(target, overwrite=chosen.force)
-    if chosen.json is not None:
-        _check_distinct(Path(chosen.json), target, model)
-        io.check_output(Path(chosen.json), overwrite=chosen.force)
+    _check_extras(chosen, target, model)
     provider_name(chosen.target)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
     job.shrink_weights()
     verification = job.verify_result()
-    measured = job.measure()
-    saved = job.save(target)
+    failed = verification is not None and verification.verdict == "failed"
+    measured = None if failed else job.measure()
+    saved = None if failed else job.save(target)
+    rows = _layers(job, measured)
     report = Report(
         original=job.describe(job.source, job.original),
-        optimized=job.describe(job.model, saved.path),
+        optimized=job.describe(job.model, None if saved is None else saved.path),
         passes=tuple(job.records),
         verification=verification,
         benchmark=measured,
         environment=environment(),
         options={**job.account(), "output": str(target)},
         notes=tuple(dict.fromkeys(job.notes)),
-        unmet=(),
-        seconds=time.perf_counter() - begin,
+        candidates=job.gate.candidates(measured),
+        command=again,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **rows,
     )
-    report = replace(report, unmet=_unmet(report, chosen))
+    report = replace(report, unmet=_unmet(report, chosen), seconds=time.perf_counter() - begin)
     if chosen.json is not None:
         report.save_json(chosen.json, overwrite=chosen.force)
+    if chosen.report is not None:
+        report.save_html(chosen.report, overwrite=chosen.force)
+    if verification is not None and failed:
+        raise VerificationError(
+            f"the optimized model does not do the job of the original: {verification.reasons[0]}; no model was written"
+        )
     return report
+
+
+def _layers(job: Job, measured: Benchmark | None) -> dict[str, Any]:
+    """What the report says layer by layer: `layers`, `layers_omitted`, `histograms`."""
+    source, result = ((m, places(m, *job.count(m))) for m in (job.source, job.model))
+    reference = job.reference()
+    before = source[1] if reference is job.source else places(reference, *job.count(reference))
+    job.progress(0.0, "comparing layers")
+    inside = look_inside(
+        reference, job.model, (before, result[1]), job.samples.feeds, threads=job.options.threads
+    )
+    nodes = ((), ()) if measured is None else (measured.models[0].nodes, measured.models[1].nodes)
+    rows, omitted = layer_table(
+        source[1],
+        result[1],
+        original_times=layer_times(*source, nodes[0]),
+        optimized_times=layer_times(*result, nodes[1]),
+        errors=inside.errors,
+    )
+    return {"layers": tuple(rows), "layers_omitted": omitted, "histograms": tuple(inside.histograms)}
 
 
 def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
@@ -87,11 +122,32 @@ def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
     return target
 
 
-def _check_distinct(extra: Path, target: Path, model: Any) -> None:
-    """A report must not overwrite the model that was given, nor the one that is written."""
+def _check_extras(options: Options, target: Path, model: Any) -> None:
+    """A report must not overwrite the model that was given, the one that is written, nor the other report."""
     taken = [target, *([Path(model)] if isinstance(model, (str, os.PathLike)) else [])]
-    if any(os.path.realpath(extra) == os.path.realpath(path) for path in taken):
-        raise UsageError(f"{extra} cannot hold a model and a report; choose another name for one of them")
+    for extra in (options.json, options.report):
+        if extra is None:
+            continue
+        if any(os.path.realpath(extra) == os.path.realpath(path) for path in taken):
+            raise UsageError(f"{extra} cannot hold a report and something else; choose another name for one of them")
+        io.check_output(Path(extra), overwrite=options.force)
+        taken.append(Path(extra))
+
+
+def _call(model: Any, output: Any, recipe: Any, options: Mapping[str, Any]) -> str:
+    """The call of `optimize` as Python has it; what is no plain value by its type."""
+    given = {"recipe": recipe, **options}
+    words = [_literal(model), *([] if output is None else [_literal(output)])]
+    words += [f"{key}={_literal(value)}" for key, value in given.items() if value is not None]
+    return f"onnxcomp.optimize({', '.join(words)})"
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, (str, os.PathLike)):
+        return repr(os.fspath(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_literal, value))}]"
+    return repr(value) if isinstance(value, (bool, int, float)) else f"<{type(value).__name__}>"
 
 
 def _unmet(report: Report, options: Options) -> tuple[str, ...]:

@@ -32,7 +32,8 @@ class Options:
 
     `calib` and `eval` are data as in `onnxcomp.calibration.data.open_data`; `preprocess` is for folders of pictures;
     `metric` is a callable or "package.module:function"; `samples` limits calibration samples; `workers` is accepted,
-    but calibration runs in one process so far.
+    but calibration runs in one process so far. `json` and `report` are files to write besides the model: the result as
+    JSON, and as a page for people.
     """
 
     calib: Any = None
@@ -45,6 +46,7 @@ class Options:
     passes: Any = None
     output: str | os.PathLike[str] | None = None
     json: str | os.PathLike[str] | None = None
+    report: str | os.PathLike[str] | None = None
     samples: int = 512
     seed: int = 0
     threads: int = 1
@@ -94,7 +96,7 @@ class Options:
         for key in ("verify", "force", "external_data", "allow_symlinks"):
             if not isinstance(getattr(self, key), bool):
                 raise UsageError(f"{key} is {getattr(self, key)!r}; it can be true or false")
-        for key in ("output", "json"):
+        for key in ("output", "json", "report"):
             if not isinstance(getattr(self, key), (str, os.PathLike, type(None))):
                 raise UsageError(f"{key} is {getattr(self, key)!r}; it must be the name of a file")
         seconds = self.bench_seconds

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -29,9 +30,12 @@ __all__ = [
     "INT8_KERNELS",
     "PROVIDERS",
     "Kernel",
+    "NodeTime",
     "Session",
     "TensorSpec",
     "executed_kernels",
+    "executed_nodes",
+    "kernels_of",
     "open_session",
     "provider_name",
     "version",
@@ -93,6 +97,20 @@ class TensorSpec:
 class Kernel:
     """One kind of kernel that ran: how often per run of the model, and how many microseconds per run in all."""
 
+    provider: str
+    op: str
+    count: float
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """One node as it ran, under the name that ONNX Runtime's optimizer gave it; count and microseconds are per run.
+
+    The time is the lower median of its runs: of four runs, two that lost the core would spoil the median itself.
+    """
+
+    name: str
     provider: str
     op: str
     count: float
@@ -202,8 +220,18 @@ def executed_kernels(
 ) -> list[Kernel]:
     """Profile `runs` runs in a session of its own and list the kernels that ran, most expensive first.
 
-    The first run is left out: it allocates and packs. Assignment to a provider does not prove which kernel ran
-    (a quantized Conv may run as QLinearConv or as float Conv between Q and DQ): only the profile does.
+    Assignment to a provider does not prove which kernel ran (a quantized Conv may run as QLinearConv or as float Conv
+    between Q and DQ): only the profile does.
+    """
+    return kernels_of(executed_nodes(model, feeds, provider=provider, threads=threads, runs=runs))
+
+
+def executed_nodes(
+    model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 4
+) -> list[NodeTime]:
+    """Profile `runs` runs in a session of its own and list the nodes that ran, in the order in which they did.
+
+    The first run is left out: it allocates and packs.
     """
     with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=os.path.join(folder, "run"))
@@ -212,14 +240,22 @@ def executed_kernels(
         events = json.loads(Path(session.native.end_profiling()).read_text(encoding="utf-8"))
     first = next(e for e in events if e.get("name") == "model_run")
     begin = first["ts"] + first["dur"]
-    found: dict[tuple[str, str], list[float]] = {}
+    found: dict[tuple[str, str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= begin:
-            key = (event["args"].get("provider", "?"), event["args"]["op_name"])
-            entry = found.setdefault(key, [0.0, 0.0])
-            entry[0] += 1
-            entry[1] += event["dur"]
-    kernels = [Kernel(where, op, n / runs, us / runs) for (where, op), (n, us) in found.items()]
+            name = event["name"].removesuffix("_kernel_time")
+            found.setdefault((name, event["args"]["provider"], event["args"]["op_name"]), []).append(event["dur"])
+    return [NodeTime(*key, len(us) / runs, median_low(us) * len(us) / runs) for key, us in found.items()]
+
+
+def kernels_of(nodes: Sequence[NodeTime]) -> list[Kernel]:
+    """The nodes summed up by kernel, most expensive first."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for node in nodes:
+        entry = found.setdefault((node.provider, node.op), [0.0, 0.0])
+        entry[0] += node.count
+        entry[1] += node.microseconds
+    kernels = [Kernel(where, op, n, us) for (where, op), (n, us) in found.items()]
     return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
 
 

@@ -26,17 +26,21 @@ class SpeedGate:
         self._samples = samples
         self._options = options
         self._progress = progress
+        self._tried: dict[str, ModelTiming] = {}
 
-    def no_progress(self, old: Model, new: Model, least: float = 0.0) -> tuple[str | None, Benchmark | None]:
+    def no_progress(
+        self, names: tuple[str, str], old: Model, new: Model, least: float = 0.0
+    ) -> tuple[str | None, Benchmark | None]:
         """Why `new` is no progress over `old`, and the original timed against the winner.
 
         It is none if it is slower, less than `least` times as fast, or larger and not faster; then the reason says so,
-        else it is None. Without time for a benchmark everything is progress.
+        else it is None. Without time for a benchmark everything is progress. `names` are what the report calls the two.
         """
         if self._options.bench_seconds <= 0:
             return None, None
         found = self.time([self._original, old, new])
         original, before, after = found.models
+        self._tried.update(zip(names, (before, after), strict=True))
         ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
         # The same kernels do the same work: what differs then is the machine's mood.
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
@@ -57,6 +61,24 @@ class SpeedGate:
             seconds=self._options.bench_seconds,
             seed=self._options.seed,
             progress=self._progress,
+        )
+
+    def candidates(self, measured: Benchmark | None) -> tuple[dict[str, Any], ...]:
+        """The models that were timed on the way to the result, which is among them, as plain data."""
+        if measured is None:
+            return ()
+        result = measured.models[1]
+        tried = self._tried if any(t is result for t in self._tried.values()) else {**self._tried, "result": result}
+        return tuple(
+            {
+                "label": label,
+                "file_bytes": timed.file_bytes,
+                "latency_ms": timed.ms["p50"],
+                "speedup": timed.speedup,
+                "ci": None if timed.ci is None else list(timed.ci),
+                "kept": timed is result,
+            }
+            for label, timed in tried.items()
         )
 
 

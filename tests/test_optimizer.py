@@ -166,7 +166,7 @@ def test_a_result_that_cannot_be_verified_is_not_written(tmp_path: Path, monkeyp
     monkeypatch.setattr("onnxcomp.job.Job._checked", lambda self, step, done: (done, None))
     monkeypatch.setattr("onnxcomp.job.Job._lossless_is_fine", lambda self: True)
 
-    with pytest.raises(VerificationError, match="nothing was written"):
+    with pytest.raises(VerificationError, match="no model was written"):
         onnxcomp.optimize(MODELS / "cancer_mlp.onnx", tmp_path / "o.onnx", passes=[_Breaks()], **FAST)
     assert list(tmp_path.iterdir()) == []
 

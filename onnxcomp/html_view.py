@@ -1,0 +1,268 @@
+"""From the JSON of a report to what its page shows: texts, tables and plots, no decisions left for the template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from onnxcomp import html_plots
+from onnxcomp.cli_text import short_names, summarize
+from onnxcomp.html_layers import histograms, layers
+from onnxcomp.html_text import (
+    cell,
+    change,
+    count,
+    interval,
+    milliseconds,
+    name,
+    number,
+    percent,
+    size,
+    text,
+    times,
+    verbatim,
+)
+from onnxcomp.html_verdict import cards, verdict
+
+__all__ = ["view"]
+
+Data = Mapping[str, Any]
+
+_ROWS = 60  # of a table that comes from a pass's own account
+_PLACES = 30  # names under one reason
+_LISTED = 200  # passes, notes and the like
+
+
+def view(data: Data, most_layers: int) -> dict[str, Any]:
+    """The variables of report.html.j2 for a report in the form of its JSON, with so many layers at most."""
+    source = data["original"]["path"]
+    title = text(short_names([source])[0], 100) if source else "a model in memory"
+    return {
+        "title": title,
+        "created": text(data.get("created") or "", 40).replace("T", " ").replace("Z", " UTC"),
+        "version": text(data["environment"].get("onnxcomp") or "", 40),
+        "verdict": verdict(data),
+        "cards": cards(data),
+        "comparison": _comparison(data),
+        "outputs": _outputs(data["verification"]),
+        "verification": _verification(data),
+        "speed": _speed(data["benchmark"]),
+        "passes": [_pass(p) for p in data["passes"][:_LISTED]],
+        "candidates": _candidates(data.get("candidates") or ()),
+        "layers": layers(data, most_layers),
+        "histograms": histograms(data.get("histograms") or ()),
+        "environment": _facts(data["environment"]),
+        "options": _facts(data.get("options") or {}),
+        "files": [_file(label, data[key]) for label, key in (("original", "original"), ("optimized", "optimized"))],
+        "command": verbatim(data.get("command") or ""),
+        "seconds": number(data.get("seconds")),
+    }
+
+
+def _comparison(data: Data) -> list[list[str]]:
+    before, after = data["original"], data["optimized"]
+    rows = [["File", size(before["file_bytes"]), size(after["file_bytes"]),
+             change(before["file_bytes"], after["file_bytes"])]]  # fmt: skip
+    for label, key in (
+        ("Parameters", "parameters"),
+        ("Parameters that are not zero", "nonzero_parameters"),
+        ("MACs per sample", "macs"),
+        ("Nodes in the graph", "nodes"),
+    ):
+        rows.append([label, count(before[key]), count(after[key]), change(before[key], after[key])])
+    timed: Sequence[Data] = (data["benchmark"] or {}).get("models") or ()
+    if len(timed) == 2:
+        a, b = timed
+        for label, key in (("Latency, median", "p50"), ("Latency, 90th percentile", "p90"), ("Latency, 99th", "p99")):
+            x, y = a["ms"][key], b["ms"][key]
+            if x is not None or y is not None:  # few runs have no tail
+                rows.append([label, milliseconds(x), milliseconds(y), change(x, y)])
+        for label, key, form in (("Loading", "load_ms", milliseconds), ("Peak memory", "peak_memory_bytes", size)):
+            rows.append([label, form(a[key]), form(b[key]), change(a[key], b[key])])
+        rows.append(["Kernels that compute in 8 bits", count(a["int8_kernels"]), count(b["int8_kernels"]), ""])
+    return rows
+
+
+def _verification(data: Data) -> dict[str, Any] | None:
+    found = data["verification"]
+    if found is None:
+        return None
+    excluded = found.get("excluded") or 0
+    allowed = (data.get("options") or {}).get("max_drop")
+    return {
+        "samples": count(found["samples"]),
+        "data": text(found["data"], 200),
+        "excluded": count(excluded) if excluded else "",
+        "allowed": percent(allowed) if isinstance(allowed, float) else "",
+        "lossy": found.get("effect") == "lossy",
+    }
+
+
+def _outputs(found: Data | None) -> dict[str, Any] | None:
+    """Errors of every output; columns that no output fills are left out."""
+    if found is None or not found["metrics"]:
+        return None
+    columns: tuple[tuple[str, Callable[[Data], str]], ...] = (
+        ("Kind", lambda m: text(m["role"])),
+        ("Equal elements", lambda m: percent(m["equal"])),
+        ("Largest error", lambda m: number(m.get("max_abs"))),
+        ("Largest relative error", lambda m: number(m.get("max_rel"))),
+        ("SQNR, dB", lambda m: number(m.get("sqnr_db"))),
+        ("Cosine", lambda m: "" if m.get("cosine") is None else f"{m['cosine']:.5f}"),
+        ("Same top-1", lambda m: percent(m.get("top1_agreement"))),
+        ("its 95 % interval", lambda m: interval(m.get("top1_agreement_ci"), 100)),
+        ("Same top-5", lambda m: percent(m.get("top5_agreement"))),
+        ("KL divergence", lambda m: number(m.get("kl"))),
+        ("Accuracy, original", lambda m: percent(m.get("original_accuracy"))),
+        ("Accuracy, optimized", lambda m: percent(m.get("optimized_accuracy"))),
+        ("Worst sample", lambda m: count(m["worst_sample"])),
+    )
+    metrics = list(found["metrics"].items())[:_LISTED]
+    filled = [(label, form) for label, form in columns if any(form(m) not in ("", "-") for _, m in metrics)]
+    return {
+        "columns": [label for label, _ in filled],
+        "rows": [{"name": name(key), "cells": [form(m) for _, form in filled]} for key, m in metrics],
+        "omitted": len(found["metrics"]) - len(metrics),
+    }
+
+
+def _speed(found: Data | None) -> dict[str, Any] | None:
+    timed = (found or {}).get("models") or ()
+    if found is None or len(timed) != 2:
+        return None
+    before, after = (m["kernels"] for m in timed)
+    names = sorted({*before, *after}, key=lambda k: -max(s.get(k, {"us": 0})["us"] for s in (before, after)))
+    rows = [
+        {"name": name(k), "cells": [c for s in (before, after) for c in _kernel(s.get(k))]} for k in names[:_ROWS]
+    ]
+    placed = ", ".join(f"{percent(v, 0)} {text(k, 60)}" for k, v in list(found["placement"].items())[:_PLACES])
+    return {
+        "rows": rows,
+        "omitted": len(names) - len(rows),
+        "placement": placed,
+        "pairs": count(found.get("pairs")),
+        "rounds": count(found.get("rounds")),
+        "control": interval(found.get("control_ci")),
+        "noise": percent(found.get("noise_floor"), 1),
+    }
+
+
+def _kernel(found: Data | None) -> list[str]:
+    return ["", ""] if found is None else [number(found["count"]), f"{number(found['us'])} µs"]
+
+
+def _pass(record: Data) -> dict[str, Any]:
+    reverted, details = record.get("reverted"), record.get("details") or {}
+    state = ("done", "good") if record["rewrites"] else ("nothing to do", "same")
+    reasons: dict[str, list[str]] = {}
+    for refusal in record["refused"]:
+        reasons.setdefault(refusal["reason"], []).append(refusal["where"])
+    ordered = sorted(reasons.items(), key=lambda item: -len(item[1]))[:_PLACES]
+    chosen = {k: v for k, v in record["options"].items() if v not in (None, [], "", "auto")}
+    return {
+        "name": name(record["name"]),
+        "effect": record["effect"],
+        "state": "taken back" if reverted else state[0],
+        "tone": "bad" if reverted else state[1],
+        "rewrites": count(record["rewrites"]),
+        "drop": percent(record["drop"]) if record["drop"] is not None else "",
+        "seconds": f"{record['seconds']:.2f} s",
+        "did": text(summarize(details)),
+        "reverted": text(reverted) if reverted else "",
+        "options": text(", ".join(f"{k.replace('_', ' ')} {cell(v)}" for k, v in list(chosen.items())[:_ROWS])),
+        "refused": count(len(record["refused"])) if record["refused"] else "",
+        "reasons": [
+            {
+                "reason": text(reason),
+                "count": count(len(where)),
+                "where": [name(w) for w in where[:_PLACES]],
+                "more": count(len(where) - _PLACES) if len(where) > _PLACES else "",
+            }
+            for reason, where in ordered
+        ],
+        "accounts": [a for k, v in list(details.items())[:_PLACES] if (a := _account(k, v)) is not None],
+    }
+
+
+def _account(key: str, value: Any) -> dict[str, Any] | None:
+    """A table or list in a pass's details. Single values are in its sentence."""
+    rows: list[list[Any]]
+    columns: list[str] = []
+    plot = None
+    if isinstance(value, Mapping) and value:
+        rows = [[name(k), cell(v)] for k, v in list(value.items())[:_ROWS]]
+        steps = {str(k): v for k, v in value.items() if isinstance(v, (int, float)) and v > 0}
+        if key.endswith("_db") and len(steps) == len(value) > 1:
+            hints = [f"{text(k, 80)}: {number(v)} dB" for k, v in steps.items()]
+            plot = html_plots.paired_bars("; ".join(hints[:_ROWS]), hints[:_ROWS], None, list(steps.values())[:_ROWS])
+    elif isinstance(value, list) and value and all(isinstance(v, Mapping) for v in value):
+        columns = list(value[0])[:8]
+        rows = [[cell(v.get(c)) for c in columns] for v in value[:_ROWS]]
+    elif isinstance(value, list) and value:
+        rows = [[name(v) if isinstance(v, str) else cell(v)] for v in value[:_ROWS]]
+    else:
+        return None
+    return {
+        "title": text(key.replace("_", " "), 80),
+        "columns": [text(c.replace("_", " "), 60) for c in columns],
+        "rows": rows,
+        "plot": plot,
+        "omitted": max(0, len(value) - _ROWS),
+    }
+
+
+def _candidates(found: Sequence[Data]) -> dict[str, Any] | None:
+    """What was tried, in a table, and size against latency where both are known of two or more."""
+    if not found:
+        return None
+    points = [
+        (c["file_bytes"], c["latency_ms"], "kept" if c.get("kept") else "tried",
+         f"{text(c['label'], 80)}: {size(c['file_bytes'])}, {milliseconds(c['latency_ms'])}")
+        for c in found[:_LISTED]
+        if c.get("file_bytes") is not None and c.get("latency_ms") is not None
+    ]  # fmt: skip
+    label = "File size (to the right) and latency (upwards): " + "; ".join(p[3] for p in points)
+    rows = [
+        {
+            "name": name(c["label"]),
+            "kept": bool(c.get("kept")),
+            "cells": [
+                size(c.get("file_bytes")),
+                milliseconds(c.get("latency_ms")),
+                f"{times(c.get('speedup'))} ({interval(c.get('ci'))})" if c.get("speedup") is not None else "-",
+            ],
+        }
+        for c in found[:_LISTED]
+    ]
+    return {
+        "rows": rows,
+        "plot": html_plots.scatter(label, points) if len(points) > 1 else None,
+        "right": size(max((p[0] for p in points), default=0) * 1.1),
+        "top": milliseconds(max((p[1] for p in points), default=0.0) * 1.1),
+    }
+
+
+def _facts(found: Data) -> list[tuple[str, str | Markup]]:
+    rows: list[tuple[str, str | Markup]] = []
+    for key, value in list(found.items())[:_LISTED]:
+        label = text(key.replace("_", " "), 60)
+        if key.endswith("_bytes") and isinstance(value, int):
+            rows.append((label.removesuffix(" bytes"), size(value)))
+        elif isinstance(value, Mapping):
+            flags = [k for k, v in value.items() if v is True]
+            rows.append((label, text(", ".join(flags)) or "none" if all(isinstance(v, bool) for v in value.values())
+                         else cell(value)))  # fmt: skip
+        else:
+            rows.append((label, cell(value) if not isinstance(value, str) else text(value)))
+    return rows
+
+
+def _file(label: str, found: Data) -> dict[str, Any]:
+    return {
+        "label": label,
+        "path": name(found["path"], 300) if found["path"] else "none",
+        "sha256": found["sha256"] or "none",
+        "bytes": count(found["file_bytes"]),
+    }
