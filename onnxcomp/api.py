@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from onnxcomp import bench, io
 from onnxcomp import verification as comparison
+from onnxcomp.bench_grid import compare, settings
+from onnxcomp.bench_inputs import data_feeds, made_feeds, parse_shapes, require_same_inputs
+from onnxcomp.bench_results import Comparison
 from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.options import share
 from onnxcomp.probe import probe
 from onnxcomp.quality import load_metric
-from onnxcomp.runtime import Session, open_session
+from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model
-from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
 
 __all__ = ["benchmark", "verify", "write_report"]
@@ -68,33 +66,53 @@ def benchmark(
     *models: Any,
     data: Any = None,
     preprocess: Any = None,
-    batch: int | None = None,
-    provider: str = "cpu",
-    threads: int = 1,
+    shapes: Any = None,
+    batch: Any = None,
+    provider: Any = "cpu",
+    threads: Any = 1,
+    streams: Any = 1,
     seconds: float = 10.0,
+    precision: Any = 0.01,
     seed: int = 0,
+    allow_fallback: bool = False,
     allow_symlinks: bool = False,
     progress: Any = None,
-) -> bench.Benchmark:
-    """Time models side by side; the first is the baseline. Without `data`, inputs are made from its graph.
+) -> Comparison:
+    """Time models side by side in one or several settings; the first model is the baseline in each.
 
-    `batch` is the number of samples per run where the model leaves it open, 1 by default.
+    `provider`, `threads`, `streams` and `batch` are one value or several (a list, or a text with commas); every
+    combination is a setting, timed for `seconds` unless ±`precision` is reached before. Without `data`, inputs are
+    made from the first model's graph, with `shapes` ({"input": (1, 3, 224, 224)} or "input=1x3x224x224") and `batch`
+    samples where it leaves them open. See `onnxcomp.bench.benchmark`.
     """
     if not models:
         raise UsageError("benchmark needs at least one model")
-    if batch is not None and batch < 1:
-        raise UsageError(f"batch is {batch}; it must be at least 1")
+    fixed = parse_shapes(shapes)
+    if fixed and data is not None:
+        raise UsageError("--shape is for inputs that are made up; the data have shapes of their own")
+    grid = settings(provider, threads, streams, batch)
     for model in models:
         _scan(model, allow_symlinks=allow_symlinks)
-    session = open_session(models[0], threads=threads, provider=provider)
-    if data is not None:
-        dataset = open_data(data, session.inputs, preprocess=preprocess, batch=batch or 1, seed=seed)
-        feeds: Sequence[Any] = [b.feeds for b in itertools.islice(dataset.batches(), 4)]
-    else:
-        proto, _ = export_model(io.load(models[0], allow_symlinks=allow_symlinks))
-        feeds = [_stacked(f, session, batch or 1) for f in usable_inputs(session, proto, seed=seed, count=2)]
-    return bench.benchmark(
-        list(models), feeds=feeds, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress
+    labels = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else f"model {i}" for i, m in enumerate(models, 1)]
+    protos = [export_model(io.load(model, allow_symlinks=allow_symlinks))[0] for model in models]
+    require_same_inputs(list(zip(labels, protos, strict=True)))
+    session = open_session(models[0])
+    feeds: dict[int | None, bench.Feeds] = {}
+    for size in dict.fromkeys(one.batch for one in grid):
+        if data is not None:
+            feeds[size] = data_feeds(data, session, preprocess=preprocess, batch=size, seed=seed)
+        else:
+            feeds[size] = made_feeds(session, protos[0], shapes=fixed, batch=size, seed=seed)
+    del session, protos  # their memory is not what is measured, but it would be missing
+    return compare(
+        list(models),
+        grid,
+        feeds,
+        seconds=seconds,
+        precision=share(precision, "precision"),
+        seed=seed,
+        allow_fallback=allow_fallback,
+        progress=progress,
     )
 
 
@@ -113,16 +131,6 @@ def write_report(
     io.check_output(target, overwrite=force)
     io.save_text(render(read_report(Path(source))), target, overwrite=force)
     return target
-
-
-def _stacked(feeds: Mapping[str, Any], session: Session, batch: int) -> dict[str, Any]:
-    """A batch of equal samples. Raises UsageError where the model fixes the size of a batch."""
-    if batch == 1:
-        return dict(feeds)
-    for spec in session.inputs:
-        if not spec.shape or isinstance(spec.shape[0], int):
-            raise UsageError(f"batch is {batch}, but input {spec.name!r} of shape {spec.shape} leaves no batch open")
-    return {name: np.concatenate([value] * batch) for name, value in feeds.items()}
 
 
 def _scan(model: Any, *, allow_symlinks: bool) -> None:

@@ -11,138 +11,104 @@ import itertools
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.errors import DataError, ModelError, ResourceError
-from onnxcomp.runtime import executed_nodes, kernels_of, open_session
+from onnxcomp import gpu
+from onnxcomp.bench_runner import BLOCK_NS, Feeds, Runner
+from onnxcomp.binding import DEVICES
+from onnxcomp.errors import ProviderError
+from onnxcomp.placement import fallback
+from onnxcomp.runtime import execution
 from onnxcomp.timing import median_half_width
 
 __all__ = ["measure_alone", "measure_round"]
 
 Emit = Callable[[dict[str, Any]], None]
-Feeds = list[dict[str, npt.NDArray[Any]]]
 
-BLOCK_NS = 10e6  # one timed block, so that reading the clock is nothing beside it
 LONGEST_BLOCK_NS = 30e6  # of the slowest model, where the models differ much
-STAMPED_RUN_NS = 350e3  # from here on a clock reading after every run (0.34 µs measured) is below 0.1 %
+STAMPED_NS = 350e3  # from here on a clock reading after every run (0.34 µs measured) is below 0.1 %
 SINGLE_RUNS = 300  # timed one by one after the pairs where runs are shorter than that; enough for p99
-WINDOWS = 20  # of warm-up at most
-STABLE = 0.02  # two successive windows of warm-up whose medians differ by less end it
 PAIRS = 30  # at least, before a round may end early
 CYCLES = 3  # at least, however short the time: six pairs of every model, without which there is no verdict
-CONTROL_EVERY = 4  # cycles: the baseline against itself takes this much less time than a model
-
-
-class Runner:
-    """A resident session together with the feeds it runs on in turn."""
-
-    def __init__(self, path: str, feeds: Feeds, provider: str, threads: int) -> None:
-        begin = perf_counter_ns()
-        session = open_session(path, provider=provider, threads=threads)
-        self.load_ns = perf_counter_ns() - begin
-        self._path = path
-        self._feeds = feeds
-        self._run = session.native.run  # without the wrapper: its microsecond is not the model's
-        self.first_ns = self.block(0, 1)
-        self.run_ns = float(self.first_ns)  # the typical duration of one run, as far as known
-        self.warmup_runs = 1
-
-    def block(self, start: int, count: int) -> int:
-        """Nanoseconds of `count` runs on the feeds from number `start` on."""
-        run, feeds = self._run, self._taken(start, count)
-        with _explained(self._path):
-            begin = perf_counter_ns()
-            for feed in feeds:
-                run(None, feed)
-            return perf_counter_ns() - begin
-
-    def singles(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Nanoseconds (count,) of each of `count` runs on the feeds from number `start` on."""
-        run, feeds = self._run, self._taken(start, count)
-        with _explained(self._path):
-            stamps = [perf_counter_ns()]
-            for feed in feeds:
-                run(None, feed)
-                stamps.append(perf_counter_ns())
-        taken = np.asarray(stamps, np.int64)
-        return taken[1:] - taken[:-1]
-
-    def warm_up(self, until: float) -> None:
-        """Run until two successive windows agree, for WINDOWS windows at most and not beyond `until`."""
-        previous = math.inf
-        for _ in range(WINDOWS):
-            window = max(3, math.ceil(BLOCK_NS / self.run_ns))
-            times: list[int] = []
-            while len(times) < window and perf_counter() < until:
-                times.append(self.block(len(times), 1))
-            if not times:
-                return
-            self.warmup_runs += len(times)
-            self.run_ns = float(np.median(times))
-            if abs(self.run_ns / previous - 1) < STABLE:
-                return
-            previous = self.run_ns
-
-    def _taken(self, start: int, count: int) -> Feeds:
-        return [self._feeds[(start + i) % len(self._feeds)] for i in range(count)]
+CONTROL_EVERY = 2  # cycles: the baseline against itself takes half the time of a model
+HEARTBEAT_SECONDS = 1.0
 
 
 def measure_alone(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Load time, first inference, peak memory and executed kernels of one model in a process of its own.
 
-    `job`: model (path), feeds (npz), provider, threads. Memory is in bytes; kernels come from a profiled
-    session that is opened after memory was read.
+    `job`: model (path), feeds (npz), provider, threads, streams, provider_options, allow_fallback, and build (whether
+    to build an engine first, timed by itself). Memory is in bytes; kernels come from a profiled session that is
+    opened after memory was read. Raises ProviderError where the provider did not run what it was to run.
     """
     ready = perf_counter()
     feeds = _load_feeds(job["feeds"])
+    build_ms = _build(job, feeds, emit) if job["build"] else None
+    on_device = job["provider"] in DEVICES
+    device_before = gpu.device_memory() if on_device else None
     _reset_peak_resident()
     before = _resident("VmRSS")
-    runner = Runner(job["model"], feeds, job["provider"], job["threads"])
+    runner = Runner(job["model"], feeds, job)
     until = perf_counter() + 0.2
-    for index in range(
-        1, max(2, len(feeds))
-    ):  # memory depends on shapes, and the second run adds its own buffers
-        runner.run_ns = float(runner.block(index, 1))
+    for index in range(1, max(2, len(feeds))):  # memory depends on shapes, and the second run adds its own buffers
+        runner.run_ns = float(runner.block(index, 1).wall_ns)
         if perf_counter() > until:
             break
     peak = _resident("VmHWM")
+    device_bytes = _device_bytes(device_before) if on_device else None
     runs = max(1, min(4, int(1e9 / runner.run_ns)))
-    nodes = executed_nodes(
-        job["model"], feeds[0], provider=job["provider"], threads=job["threads"], runs=runs
+    ran = execution(
+        job["model"],
+        feeds[0],
+        provider=job["provider"],
+        threads=job["threads"],
+        runs=runs,
+        provider_options=job["provider_options"],
     )
+    trouble = fallback(ran, job["provider"])
+    if trouble is not None and not job["allow_fallback"]:
+        raise ProviderError(f"{job['model']}: {trouble}; --allow-fallback measures it as it is")
+    copy = runner.copy_ns
     return {
         "ready": ready,
         "load_ns": runner.load_ns,
         "first_ns": runner.first_ns,
+        "build_ms": build_ms,
+        "copy_ms": None if copy is None else [ns / 1e6 for ns in copy],
         "peak_memory_bytes": max(0, peak - before),
         "resident_bytes": peak,
-        "kernels": [[k.provider, k.op, k.count, k.microseconds] for k in kernels_of(nodes)],
-        "nodes": [[n.name, n.provider, n.op, n.count, n.microseconds] for n in nodes],
+        "device_bytes": device_bytes,
+        "kernels": [[k.provider, k.op, k.count, k.microseconds] for k in ran.kernels],
+        "execution": ran.to_json(),
+        "fallback": trouble,
     }
 
 
 def measure_round(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     """Time all models in turn in this process, and the first against a second session of itself.
 
-    `job`: models (paths), feeds (npz), provider, threads, seed, precision, until (`perf_counter` value),
-    output (npz). `output` receives `ratios.i`, the log ratios (pairs,) of the first model to model i, and
-    `times.i`, nanoseconds of single runs; the last i is the second session of the first model.
+    `job`: models (paths), feeds (npz), provider, threads, streams, provider_options (by model), seed, precision,
+    until (`perf_counter` value), output (npz). `output` receives `ratios.i`, the log ratios (pairs,) of the first
+    model to model i, and `times.i`, nanoseconds of single runs; the last i is the second session of the first model.
     """
     ready, until = perf_counter(), job["until"]
     rng = np.random.default_rng(job["seed"])
     feeds = _load_feeds(job["feeds"])
-    paths = [*job["models"], job["models"][0]]
+    count = len(job["models"]) + 1
     runners: dict[int, Runner] = {}
-    for i in rng.permutation(len(paths)).tolist():  # the first to load pays for what the others find ready
-        emit({"model": i % len(job["models"])})
-        runners[i] = Runner(paths[i], feeds, job["provider"], job["threads"])
+    for i in rng.permutation(count).tolist():  # the first to load pays for what the others find ready
+        model = i % (count - 1)
+        emit({"model": model})
+        setup = {**job, "provider_options": job["provider_options"][model]}
+        runners[i] = Runner(job["models"][model], feeds, setup)
     emit({"model": None})
     warmup_end = perf_counter() + max(0.0, 0.3 * (until - perf_counter()))
     for n, i in enumerate(runners):
@@ -150,7 +116,7 @@ def measure_round(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
         runners[i].warm_up(perf_counter() + left / (len(runners) - n))
     gc.collect()
     gc.disable()
-    trial = Trial([runners[i] for i in range(len(paths))], rng)
+    trial = Trial([runners[i] for i in range(count)], rng, job["streams"])
     while not trial.settled(job["precision"]):
         trial.cycle(until)
         emit({"cycles": trial.cycles})
@@ -160,26 +126,32 @@ def measure_round(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     trial.save(job["output"])
     return {
         "ready": ready,
-        "load_ns": [runners[i].load_ns for i in range(len(paths))],
-        "first_ns": [runners[i].first_ns for i in range(len(paths))],
-        "warmup_runs": [runners[i].warmup_runs for i in range(len(paths))],
+        "load_ns": [runners[i].load_ns for i in range(count)],
+        "first_ns": [runners[i].first_ns for i in range(count)],
+        "warmup_runs": [runners[i].warmup_runs for i in range(count)],
+        "wall_ns": trial.wall_ns,
+        "runs": trial.runs,
     }
 
 
 class Trial:
     """The pairs of one round: the first runner against each other one, the last being its own double."""
 
-    def __init__(self, runners: list[Runner], rng: np.random.Generator) -> None:
+    def __init__(self, runners: list[Runner], rng: np.random.Generator, streams: int) -> None:
         self.runners = runners
         self.rng = rng
+        self.streams = streams
         times = [max(1.0, r.run_ns) for r in runners]
-        self.stamped = min(times) >= STAMPED_RUN_NS
         # As many runs of every model, so that both sides of a pair see the same feeds.
-        self.count = max(1, min(math.ceil(BLOCK_NS / min(times)), int(LONGEST_BLOCK_NS / max(times))))
+        count = max(1, min(math.ceil(BLOCK_NS / min(times)), int(LONGEST_BLOCK_NS / max(times))))
+        self.group = min(count, math.ceil(STAMPED_NS / min(times)))
+        self.count = math.ceil(count / self.group) * self.group
         self.start = 0
         self.cycles = 0
         self.ratios: list[list[float]] = [[] for _ in runners]
         self.times: list[list[npt.NDArray[np.int64]]] = [[] for _ in runners]
+        self.wall_ns = [0] * len(runners)
+        self.runs = [0] * len(runners)
 
     def cycle(self, until: float) -> None:
         """Two pairs for every model, in random order of models and with a coin deciding ABBA or BAAB."""
@@ -193,7 +165,6 @@ class Trial:
             first, second = (0, rival) if self.rng.random() < 0.5 else (rival, 0)
             for pair in ((first, second), (second, first)):
                 took = {i: self._block(i) for i in pair}
-                # Run by run on the same feed; the median ignores a run that lost the core.
                 self.ratios[rival].append(float(np.median(np.log(took[0] / took[rival]))))
                 self.start += self.count
         self.cycles += 1
@@ -204,10 +175,11 @@ class Trial:
         return all(len(r) >= PAIRS and median_half_width(r) <= precision for r in compared)
 
     def finish(self) -> None:
-        """Time single runs where the blocks could not: reading the clock would have been a part of them."""
-        if not self.stamped:
-            for part, i in itertools.product(range(3), range(len(self.runners))):
-                self.times[i].append(self.runners[i].singles(part * SINGLE_RUNS // 3, SINGLE_RUNS // 3))
+        """Time single runs where the pairs did not: reading the clock would have been a part of them."""
+        if self.group > 1:
+            part = math.ceil(SINGLE_RUNS / 3 / self.streams)
+            for n, i in itertools.product(range(3), range(len(self.runners))):
+                self.times[i].append(self.runners[i].block(n * part, part).groups)
 
     def save(self, path: str) -> None:
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -217,29 +189,56 @@ class Trial:
         np.savez(path, **arrays)  # type: ignore[arg-type]
 
     def _block(self, index: int) -> npt.NDArray[np.int64]:
-        """Nanoseconds of the runs of one block, or of the block as a whole where the runs are too short."""
-        runner = self.runners[index]
-        if not self.stamped:
-            return np.asarray([max(1, runner.block(self.start, self.count))], np.int64)
-        self.times[index].append(runner.singles(self.start, self.count))
-        return np.maximum(1, self.times[index][-1])
+        """Nanoseconds to compare: of one stream's groups, whose median ignores one that lost the core; of several
+        streams, the time until all are done.
+        """
+        block = self.runners[index].block(self.start, self.count, self.group)
+        self.wall_ns[index] += block.wall_ns
+        self.runs[index] += block.runs
+        if self.group == 1:
+            self.times[index].append(block.groups)
+        return block.groups if self.streams == 1 else np.asarray([block.wall_ns], np.int64)
+
+
+def _build(job: Mapping[str, Any], feeds: Feeds, emit: Emit) -> float:
+    """Milliseconds to build the engine: open a session that has none, and run it once on every feed."""
+    begin = perf_counter()
+    with _heartbeat(emit):
+        runner = Runner(job["model"], feeds, job)
+        for index in range(1, len(feeds)):
+            runner.block(index, 1)
+    return 1000 * (perf_counter() - begin)
 
 
 @contextmanager
-def _explained(path: str) -> Iterator[None]:
-    """Turn what `session.run` raises into the error that names the model."""
+def _heartbeat(emit: Emit) -> Iterator[None]:
+    """Say every second that there is life; a build takes minutes in one call."""
+    done, begin = threading.Event(), perf_counter()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_SECONDS):
+            emit({"building": perf_counter() - begin})
+
+    emit({"building": 0.0})
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
     try:
         yield
-    except Exception as error:
-        text = " ".join(str(error).split())[:400]
-        if "bad allocation" in text or "Failed to allocate memory" in text:
-            raise ResourceError(f"out of memory while running {path}: {text}") from error
-        if type(error).__name__ in ("InvalidArgument", "ValueError"):
-            raise DataError(f"{path} does not take the inputs given: {text}") from error
-        raise ModelError(f"ONNX Runtime fails while running {path}: {text}") from error
+    finally:
+        done.set()
+        thread.join()
 
 
-def _load_feeds(path: str) -> Feeds:
+def _device_bytes(before: int | None) -> int | None:
+    """Memory of this process on the GPU, or what the GPU holds more than before it loaded the model."""
+    own = gpu.process_memory(os.getpid())
+    after = gpu.device_memory()
+    if own is not None or before is None or after is None:
+        return own
+    return max(0, after - before)
+
+
+def _load_feeds(path: str) -> list[dict[str, npt.NDArray[Any]]]:
     """Feeds as `bench` wrote them: array "i.j" is input names[j] of feed i."""
     with np.load(path) as stored:
         names = stored["names"].tolist()

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp import child
+from onnxcomp.engines import Engine
 from onnxcomp.errors import ModelError, OnnxcompError, ResourceError
 from onnxcomp.timing import PairedRatio, paired_ratio
 
@@ -22,18 +23,25 @@ __all__ = ["Job", "Measured", "Progress", "measure"]
 Progress = Callable[[float, str], None]
 
 _ALONE_SHARE = 0.2  # of the progress bar: every model alone, before the rounds
+_MOST_ROUNDS = 8  # planned; Student's factor falls little beyond
+_TIMED_SHARE = 0.5  # of a round at least: no more rounds than leave as much for timing as for starting
+_SHORTEST_SECONDS = 0.3  # of timing in a round
+_PATIENCE_SECONDS = 15.0  # of starting processes, beyond the time asked for
 
 
 @dataclass(frozen=True)
 class Job:
     """What to measure. `files` holds (path, label) of each model, `feeds` the path of an npz, `folder`
-    takes results.
+    takes results; `engines` are TensorRT's, by model, None elsewhere.
     """
 
     files: Sequence[tuple[str, str]]
     feeds: str
     provider: str
     threads: int
+    streams: int
+    engines: Sequence[Engine | None]
+    allow_fallback: bool
     folder: str
     seed: int
     precision: float
@@ -41,7 +49,13 @@ class Job:
 
     def message(self, **more: Any) -> dict[str, Any]:
         """What every child needs to know, and `more`."""
-        return {"feeds": self.feeds, "provider": self.provider, "threads": self.threads, **more}
+        setup = {"provider": self.provider, "threads": self.threads, "streams": self.streams}
+        return {"feeds": self.feeds, **setup, **more}
+
+    @property
+    def provider_options(self) -> list[dict[str, str] | None]:
+        """By model."""
+        return [None if engine is None else engine.options for engine in self.engines]
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,11 @@ class Measured:
     times: list[list[npt.NDArray[np.int64]]] = field(default_factory=list)
 
     @property
+    def build_ms(self) -> list[float | None]:
+        """What building each model's engine took, now or earlier; None where there is none."""
+        return [a["build_ms"] for a in self.alone]
+
+    @property
     def compared(self) -> list[PairedRatio]:
         """The ratio of the first model to each other one, at the end to its own second session."""
         return [paired_ratio(ratios, np.random.default_rng(self.seed)) for ratios in self.ratios[1:]]
@@ -74,28 +93,55 @@ class Measured:
 
 
 def measure(job: Job, seconds: float, rounds: int) -> Measured:
-    """Run every model alone, then rounds until `rounds` are done and precise enough or `seconds` are used up.
+    """Run every model alone, then rounds until they are precise enough or `seconds` are used up.
 
-    There are fewer rounds where starting them would take more than a quarter of the time.
+    At least `rounds` of them, however little time is left for each: processes are what a verdict counts. Two suffice
+    where starting `rounds` of them would take longer than `seconds` and _PATIENCE_SECONDS.
     """
     found = Measured(job.seed)
-    for i, (path, label) in enumerate(job.files):
-        job.progress(_ALONE_SHARE * i / len(job.files), f"loading {label}")
-        found.alone.append(_child(job, "measure_alone", job.message(model=path), i))
+    for i in range(len(job.files)):
+        found.alone.append(_alone(job, i))
     found.ratios.extend([] for _ in range(len(job.files) + 1))
     found.times.extend([] for _ in range(len(job.files) + 1))
+    start = found.start_seconds
+    least = rounds if rounds * start <= max(seconds, _PATIENCE_SECONDS) else min(rounds, 2)
+    planned = max(least, min(_MOST_ROUNDS, int(_TIMED_SHARE * seconds / start)))
     begin = perf_counter()
-    rounds = max(1, min(rounds, int(seconds / (4 * found.start_seconds))))
     while True:
         done, now = len(found.rounds), perf_counter()
-        share = (begin + seconds - now) / max(1, rounds - done)
-        if done and share < 1.5 * found.start_seconds:
+        left = begin + seconds - now
+        if done >= least and left < 1.5 * start:
             return found
+        share = max(left / max(1, planned - done), start + _SHORTEST_SECONDS)
         _round(job, found, begin, now + share, seconds)
-        if len(found.rounds) >= rounds:
+        if len(found.rounds) >= least:
             compared = found.compared
             if all(r.half_width <= job.precision for r in compared[:-1] or compared):
                 return found
+
+
+def _alone(job: Job, i: int) -> dict[str, Any]:
+    path, label = job.files[i]
+    engine = job.engines[i]
+    shown = _ALONE_SHARE * i / len(job.files)
+    job.progress(shown, f"loading {label}")
+
+    def report(event: dict[str, Any]) -> None:
+        if "building" in event:
+            job.progress(shown, f"building the engine of {label}: {event['building']:.0f} s")
+
+    message = job.message(
+        model=path,
+        provider_options=job.provider_options[i],
+        allow_fallback=job.allow_fallback,
+        build=engine is not None and engine.build_ms is None,
+    )
+    answer = _child(job, "measure_alone", message, i, report)
+    if engine is None:
+        return answer
+    if answer["build_ms"] is not None:
+        engine.record(answer["build_ms"])
+    return {**answer, "build_ms": engine.build_ms}
 
 
 def _round(job: Job, found: Measured, begin: float, until: float, seconds: float) -> None:
@@ -108,6 +154,7 @@ def _round(job: Job, found: Measured, begin: float, until: float, seconds: float
 
     message = job.message(
         models=[path for path, _ in job.files],
+        provider_options=job.provider_options,
         seed=[job.seed, number],
         precision=job.precision,
         until=until,

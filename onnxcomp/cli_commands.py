@@ -88,21 +88,25 @@ def bisect(args: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def bench(args: argparse.Namespace, progress: Progress) -> Outcome:
-    from onnxcomp import api, cli_tables
+    from onnxcomp import api, cli_bench
 
     found = api.benchmark(
         *args.models,
         data=args.data,
         preprocess=args.preprocess,
+        shapes=args.shape,
         batch=args.batch,
         provider=args.provider,
         threads=args.threads,
+        streams=args.streams,
         seconds=args.seconds,
+        precision=args.precision,
         seed=args.seed,
+        allow_fallback=bool(args.allow_fallback),
         allow_symlinks=bool(args.allow_symlinks),
         progress=progress,
     )
-    return Outcome(found.to_json(), lambda console: cli_tables.show_benchmark(console, found))
+    return Outcome(found.to_json(), lambda console: cli_bench.show_benchmark(console, found))
 
 
 def inspect(args: argparse.Namespace, progress: Progress) -> Outcome:

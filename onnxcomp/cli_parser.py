@@ -177,10 +177,28 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("models", metavar="MODEL", nargs="+", help="the first is the baseline of the others")
     _add_data(parser)
-    add("--batch", metavar="N", type=int, help="samples per run, where the model leaves it open (default: 1)")
-    add("--seconds", metavar="S", type=float, default=10.0, help="time for the measurement (default: 10)")
-    _add_runtime(parser)
+    add(
+        "--shape",
+        metavar="NAME=SIZES",
+        action="append",
+        help="shape of an input that is made up, such as input=1x3x224x224; once for each input",
+    )
+    add("--batch", metavar="N[,N]", help="samples per run, where the model leaves it open (default: 1)")
+    add("--provider", metavar="NAME[,NAME]", default="cpu", help="cpu, cuda, tensorrt, openvino, ... (default: cpu)")
+    add("--threads", metavar="N[,N]", default="1", help="threads of one run, 0 for all cores (default: 1)")
+    add("--streams", metavar="N[,N]", default="1", help="concurrent runs; with several, throughput is compared")
+    add(
+        "--seconds",
+        metavar="S",
+        type=float,
+        default=10.0,
+        help="time for timing in each combination of these (default: 10)",
+    )
+    add("--precision", metavar="SHARE", default="1%", help="speed-up known to this ends it early (default: 1%%)")
+    add("--allow-fallback", **_flag(), help="measure also where the provider leaves weighted operators to another")
+    _add_seed(parser)
     _add_symlinks(parser)
+    parser.epilog = "exit code 6: the provider is not installed, did not load, or did not run the model"
 
 
 def _add_symlinks(parser: argparse.ArgumentParser) -> None:
@@ -226,7 +244,12 @@ def _add_runtime(parser: argparse.ArgumentParser) -> None:
         default=1,
         help="threads of ONNX Runtime, 0 for all cores (default: 1)",
     )
-    add("--seed", metavar="N", type=int, default=0, help="seed of everything random (default: 0)")
+    _add_seed(parser)
+
+
+def _add_seed(parser: argparse.ArgumentParser) -> None:
+    text = "seed of everything random (default: 0)"
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help=text)
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

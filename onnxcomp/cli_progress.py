@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,11 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
+_SILENCE_SECONDS = 30.0  # in a log; longer looks like a crash
+
 
 class Progress:
     """Called with a share from 0 to 1 and what is being done, as `optimize` and the others call it.
 
-    On a terminal the bar is gone when the context ends. Elsewhere a line is written where a new step begins.
+    On a terminal the bar is gone when the context ends. Elsewhere a line is written where a new step begins, and
+    every half minute while one lasts.
     """
 
     def __init__(self, *, quiet: bool = False, stream: Any = None) -> None:
@@ -26,6 +30,7 @@ class Progress:
         self._quiet = quiet
         self._bar: Bar | None = None
         self._step = ""
+        self._last = time.monotonic()
 
     def __enter__(self) -> Self:
         if not self._quiet and self._stream.isatty():
@@ -45,14 +50,16 @@ class Progress:
         if self._bar is not None:
             almost = min(share, 0.999)  # a bar that was full once would stop its clock, and here comes the next step
             self._bar.update(self._bar.task_ids[0], completed=almost, description=plain(what))
-        elif not self._quiet and share == 0.0:
+        elif not self._quiet:
             step = re.sub(r"\d+", "", what.partition(":")[0])  # not a line for each number that goes up
-            if step != self._step:
+            late = time.monotonic() - self._last > _SILENCE_SECONDS
+            if late or (share == 0.0 and step != self._step):
                 self._line(plain(what))
-            self._step = step
-
+            if share == 0.0:
+                self._step = step
 
     def _line(self, text: str) -> None:
+        self._last = time.monotonic()
         try:
             self._stream.write(text + "\n")
             self._stream.flush()

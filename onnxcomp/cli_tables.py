@@ -1,4 +1,4 @@
-"""How the results of `bench`, `inspect` and `doctor` are printed."""
+"""How the results of `inspect` and `doctor` are printed, and what is said about speed."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ from onnxcomp.cli_text import (
     count,
     dimensions,
     interval,
-    number,
     percent,
     plain,
     ratio,
-    short_names,
     size,
 )
 from onnxcomp.timing import SAME
 
 if TYPE_CHECKING:
-    from onnxcomp.bench import Benchmark, ModelTiming
+    from onnxcomp.bench_results import ModelTiming
     from onnxcomp.environment import Doctor
 
-__all__ = ["int8_text", "show_benchmark", "show_doctor", "show_inspection", "speed_text"]
+__all__ = ["int8_text", "show_doctor", "show_inspection", "speed_text"]
 
-_SUFFIX = "ExecutionProvider"
 _PRODUCTS = ("Conv", "MatMul", "Gemm", "Attention", "LSTM")
 
 
@@ -47,47 +44,11 @@ def speed_text(timing: ModelTiming, noise_floor: float) -> str:
 
 def int8_text(timing: ModelTiming) -> str:
     """How many of the products ran as int8: "20 of 20 weighted operators ran as int8", "" where none did."""
-    from onnxcomp.runtime import INT8_KERNELS
+    from onnxcomp.placement import INT8_KERNELS
 
     int8 = sum(k.count for k in timing.kernels if k.op in INT8_KERNELS and any(p in k.op for p in _PRODUCTS))
     every = round(int8) + timing.float_kernels
     return f"{round(int8)} of {every} weighted operators ran as int8" if round(int8) else ""
-
-
-def show_benchmark(console: Console, found: Benchmark) -> None:
-    """Latency and loading of each model, and how far the measurement can be trusted."""
-    names = short_names([m.path for m in found.models])
-    speed = table("model", ">p50 ms", ">p90 ms", ">p99 ms", ">runs/s", "speed-up")
-    rest = table("model", ">file", ">load ms", ">first ms", ">peak memory", "kernels")
-    for name, m in zip(names, found.models, strict=True):
-        quantiles = (number(v) for v in m.ms.values())
-        speed.add_row(name, *quantiles, number(m.runs_per_second), speed_text(m, found.noise_floor))
-        sizes = (size(m.file_bytes), number(m.load_ms), number(m.first_ms), size(m.peak_memory_bytes))
-        rest.add_row(name, *sizes, _kernels(m))
-    console.print(speed)
-    say(console)
-    console.print(rest)
-    say(console)
-    runs, rounds = sum(m.runs for m in found.models), found.rounds
-    threads = "all cores" if found.threads == 0 else _times(found.threads, "thread")
-    where = f"{found.provider}, {threads}, {_times(runs, 'run')} in {_times(rounds, 'process')}"
-    say(console, plain(f"{where}, {found.seconds:.1f} s"))
-    control = f"{found.control:.3f}x (95 %: {found.control_ci[0]:.3f} to {found.control_ci[1]:.3f})"
-    floor = f"differences below {percent(found.noise_floor, 1)} are noise here"
-    say(console, f"control: the baseline against itself measured {control}, so {floor}")
-
-
-def _times(times: int, what: str) -> str:
-    """ "1 thread", "3 processes"."""
-    plural = "" if times == 1 else "es" if what.endswith("s") else "s"
-    return f"{count(times)} {what}{plural}"
-
-
-def _kernels(timing: ModelTiming) -> str:
-    """The share of time on each provider, where there are several, and int8 kernels."""
-    away = {name: share for name, share in timing.placement.items() if len(timing.placement) > 1}
-    placed = [f"{percent(share, 0)} {plain(name.removesuffix(_SUFFIX))}" for name, share in away.items()]
-    return ", ".join(text for text in (*placed, int8_text(timing)) if text)
 
 
 def show_inspection(console: Console, found: Mapping[str, Any], *, nodes: bool = False) -> None:

@@ -35,7 +35,7 @@ from onnxcomp.tensors import tensors
 from onnxcomp.weights import Buffer, Weight
 from onnxcomp.wire import read_skeleton
 
-__all__ = ["Saved", "check_output", "load", "model_bytes", "save", "save_text", "sha256"]
+__all__ = ["Saved", "check_output", "load", "model_bytes", "model_files", "save", "save_text", "sha256"]
 
 _INLINE_LIMIT = 1_500_000_000  # above this the payloads go into a data file: one message holds 2 GB at most
 _MESSAGE_LIMIT = (1 << 31) - 1
@@ -146,12 +146,17 @@ def sha256(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_bytes(path: Path) -> int:
-    """Size of a model file together with the data files that it refers to."""
+def model_files(path: Path) -> list[Path]:
+    """A model file and the data files that it refers to, these by name."""
     proto = read_skeleton(path).proto
     names = {e.value for _, t in tensors(proto) for e in t.external_data if e.key == "location"}
-    files = [path, *(path.parent / n for n in names if unsafe_location(n) is None)]
-    return sum(f.stat().st_size for f in files if f.is_file())
+    files = [path, *(path.parent / n for n in sorted(names) if unsafe_location(n) is None)]
+    return [f for f in files if f.is_file()]
+
+
+def model_bytes(path: Path) -> int:
+    """Size of a model file together with the data files that it refers to."""
+    return sum(f.stat().st_size for f in model_files(path))
 
 
 # --- loading ---------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 from onnxcomp.graph import Model, Node, producer
 from onnxcomp.layers import Place
-from onnxcomp.runtime import NodeTime
+from onnxcomp.placement import KernelRun
 from onnxcomp.weights import Weight
 
 __all__ = ["Key", "LayerTimes", "keyed", "layer_table", "layer_times"]
@@ -126,7 +126,7 @@ def _error(error: float | None) -> dict[str, float | None]:
     }
 
 
-def layer_times(model: Model, places: Sequence[Place], nodes: Sequence[NodeTime]) -> LayerTimes:
+def layer_times(model: Model, places: Sequence[Place], nodes: Sequence[KernelRun]) -> LayerTimes:
     """The time of each layer, as far as the nodes that ran can be told to be layers of the model.
 
     A node belongs to the layer of its name and kind of operator; failing that to the layer of its kind before it, up to
@@ -146,7 +146,7 @@ def layer_times(model: Model, places: Sequence[Place], nodes: Sequence[NodeTime]
     return LayerTimes(found, sum(n.microseconds for n in nodes))
 
 
-def _named(ran: NodeTime, by_name: Mapping[str, Node], model: Model) -> Node | None:
+def _named(ran: KernelRun, by_name: Mapping[str, Node], model: Model) -> Node | None:
     stem = _ADDED.sub("", ran.name)
     if stem in by_name:
         return by_name[stem]
@@ -157,7 +157,7 @@ def _named(ran: NodeTime, by_name: Mapping[str, Node], model: Model) -> Node | N
     return node if not node.name and node.op == match[1] else None
 
 
-def _layer_of(ran: NodeTime, node: Node | None, layers: set[Node]) -> Node | None:
+def _layer_of(ran: KernelRun, node: Node | None, layers: set[Node]) -> Node | None:
     front, seen = [] if node is None else [node], {node}
     for _ in range(_REACH):
         for candidate in front:

@@ -6,60 +6,35 @@ does not load, or is dropped by ONNX Runtime is a ProviderError.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median_low
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.errors import ModelError, OnnxcompError, ProviderError, ResourceError, UsageError
+from onnxcomp.errors import ModelError, OnnxcompError, ProviderError, ResourceError
+from onnxcomp.placement import Execution, Kernel, read_profile
+from onnxcomp.providers import CPU, CUDA, TENSORRT, full_name, load_failure, short_name
 
 if TYPE_CHECKING:
     from onnxcomp.graph import Model
     from onnxcomp.weights import Weight
 
 __all__ = [
-    "FLOAT_KERNELS",
-    "INT8_KERNELS",
-    "PROVIDERS",
-    "Kernel",
-    "NodeTime",
-    "Session",
-    "TensorSpec",
-    "executed_kernels",
-    "executed_nodes",
-    "kernels_of",
-    "open_session",
-    "provider_name",
-    "version",
-]
+    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "open_session", "provider_name",
+    "runtime_version",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
-
-# Kernels of ONNX Runtime that multiply 8-bit integers, or stay in the 8-bit domain between such kernels.
-INT8_KERNELS = frozenset(
-    "QLinearConv QLinearMatMul QLinearAdd QLinearMul QLinearGlobalAveragePool QLinearAveragePool QLinearConcat "
-    "QLinearSigmoid QLinearLeakyRelu QLinearSoftmax QLinearWhere QLinearReduceMean ConvInteger MatMulInteger "
-    "MatMulIntegerToFloat DynamicQuantizeMatMul DynamicQuantizeLSTM QGemm QAttention NhwcMaxPool MatMulNBits".split()
-)
-# Their float counterparts: the kernels that take the time of a float model.
-FLOAT_KERNELS = frozenset(
-    "Conv FusedConv MatMul Gemm FusedMatMul FusedGemm ConvTranspose Attention MultiHeadAttention LSTM GRU RNN".split()
-)
-
+_PROVIDER_TROUBLE = ("ProviderBridge", "EP Error", "CUDA failure", "CUDA-capable", "driver version", "install TensorRT")
 _MESSAGE_LIMIT = (1 << 31) - 1  # bytes of one protobuf message
 
 _NUMPY_TYPES: dict[str, Any] = {
@@ -93,30 +68,6 @@ class TensorSpec:
         return np.dtype(_NUMPY_TYPES[inner]) if self.kind.startswith("tensor(") and inner in _NUMPY_TYPES else None
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One kind of kernel that ran: how often per run of the model, and how many microseconds per run in all."""
-
-    provider: str
-    op: str
-    count: float
-    microseconds: float
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """One node as it ran, under the name that ONNX Runtime's optimizer gave it; count and microseconds are per run.
-
-    The time is the lower median of its runs: of four runs, two that lost the core would spoil the median itself.
-    """
-
-    name: str
-    provider: str
-    op: str
-    count: float
-    microseconds: float
-
-
 class Session:
     """An ONNX Runtime session on one execution provider.
 
@@ -146,8 +97,9 @@ def open_session(
     profile: str | None = None,
     config: Mapping[str, str] | None = None,
     memory_pattern: bool = True,
+    provider_options: Mapping[str, str] | None = None,
 ) -> Session:
-    """Open a session on `provider` ("cpu", "cuda", "tensorrt", or ONNX Runtime's own provider name).
+    """Open a session on `provider` ("cpu", "cuda", "openvino" and so on, or ONNX Runtime's own provider name).
 
     `model` is a path, serialized bytes, a ModelProto, an onnxcomp Model, or the pair that `export_model` makes of one
     (its message is used up); the last two may be above 2 GB. `threads` is the number of intra-operator threads, 0 for
@@ -155,6 +107,7 @@ def open_session(
     runs as it is written. `profile` is a file name prefix: profiling is on and `native.end_profiling()` gives the
     file. `config` holds further session options (keys as in onnxruntime_session_options_config_keys.h).
     `memory_pattern=False` takes memory piece by piece: less of it where many outputs are fetched, and a few runs only.
+    `provider_options` are the provider's own.
 
     Raises ModelError if ONNX Runtime does not take the model, ProviderError if the provider is not there or did not
     load, ResourceError if memory ran out.
@@ -176,11 +129,14 @@ def open_session(
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
+    chosen: list[Any] = [(name, dict(provider_options))] if provider_options else [name]
+    if name == TENSORRT and CUDA in ort.get_available_providers():
+        chosen.append(CUDA)  # what TensorRT does not take stays on the GPU
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quietly(name):
             warnings.simplefilter("error")  # an unknown provider is only a warning in ONNX Runtime
             source, kept = _source(model, options)
-            native = ort.InferenceSession(source, options, providers=[name], enable_fallback=0)
+            native = ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)
         native.disable_fallback()
     except OnnxcompError:
         raise
@@ -189,81 +145,113 @@ def open_session(
     except Exception as error:
         raise _explain(error, model, name) from error
     if name not in native.get_providers():
-        raise ProviderError(
-            f"{name} is in this build of onnxruntime but did not load, so the model would run on "
-            f"{', '.join(native.get_providers())}; `onnxcomp doctor` says which library is missing"
-        )
+        raise ProviderError(load_failure(name, _library_error(name)))
     return Session(native, name, threads, kept)
 
 
 def provider_name(provider: str) -> str:
-    """ONNX Runtime's name of a provider given as "cpu", "cuda", "tensorrt" or by that name itself.
+    """ONNX Runtime's name of a provider given in short ("cpu", "cuda", "openvino") or by that name itself.
 
     Raises UsageError for an unknown word and ProviderError for a provider that this build lacks.
     """
     import onnxruntime as ort
 
-    name = PROVIDERS.get(provider, provider)
-    if name in ort.get_available_providers():
-        return name
-    if not name.endswith("ExecutionProvider"):
-        raise UsageError(f"unknown execution provider {provider!r}; known: {', '.join(PROVIDERS)}, or a full name")
-    hint = "; `pip install onnxruntime-gpu` brings it" if name in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) else ""
-    raise ProviderError(
-        f"{name} is not in the installed onnxruntime {ort.__version__}, "
-        f"which has {', '.join(ort.get_available_providers())}{hint}"
-    )
+    return full_name(provider, ort.get_available_providers(), ort.get_all_providers(), ort.__version__)
+
+
+def device_value(array: Array, device: str) -> Any:
+    """A copy of `array` in the memory of `device` ("cuda", "dml", "cpu"), as ONNX Runtime's value."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
+
+
+def runtime_version() -> str:
+    """The version of the installed ONNX Runtime."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
+def execution(
+    model: Any,
+    feeds: Mapping[str, Array],
+    *,
+    provider: str = "cpu",
+    threads: int = 1,
+    runs: int = 4,
+    provider_options: Mapping[str, str] | None = None,
+) -> Execution:
+    """Profile `runs` runs in a session of its own: the provider of every node, and the kernels that ran.
+
+    One more run comes before; it allocates and packs, and is left out. Errors are those of `open_session`.
+    """
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
+        session = open_session(
+            model,
+            provider=provider,
+            threads=threads,
+            profile=os.path.join(folder, "run"),
+            config={"session.record_ep_graph_assignment_info": "1"},  # versions that do not know it ignore it
+            provider_options=provider_options,
+        )
+        for _ in range(runs + 1):
+            session.run(feeds)
+        events = json.loads(Path(session.native.end_profiling()).read_text(encoding="utf-8"))
+    return Execution(read_profile(events, runs), _assigned(session.native))
 
 
 def executed_kernels(
     model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 4
 ) -> list[Kernel]:
-    """Profile `runs` runs in a session of its own and list the kernels that ran, most expensive first.
-
-    Assignment to a provider does not prove which kernel ran (a quantized Conv may run as QLinearConv or as float Conv
-    between Q and DQ): only the profile does.
-    """
-    return kernels_of(executed_nodes(model, feeds, provider=provider, threads=threads, runs=runs))
+    """The kernels of `execution`, most expensive first."""
+    return execution(model, feeds, provider=provider, threads=threads, runs=runs).kernels
 
 
-def executed_nodes(
-    model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 4
-) -> list[NodeTime]:
-    """Profile `runs` runs in a session of its own and list the nodes that ran, in the order in which they did.
-
-    The first run is left out: it allocates and packs.
-    """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
-        session = open_session(model, provider=provider, threads=threads, profile=os.path.join(folder, "run"))
-        for _ in range(runs + 1):
-            session.run(feeds)
-        events = json.loads(Path(session.native.end_profiling()).read_text(encoding="utf-8"))
-    first = next(e for e in events if e.get("name") == "model_run")
-    begin = first["ts"] + first["dur"]
-    found: dict[tuple[str, str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= begin:
-            name = event["name"].removesuffix("_kernel_time")
-            found.setdefault((name, event["args"]["provider"], event["args"]["op_name"]), []).append(event["dur"])
-    return [NodeTime(*key, len(us) / runs, median_low(us) * len(us) / runs) for key, us in found.items()]
+def _assigned(native: Any) -> tuple[tuple[str, str, str], ...] | None:
+    if not hasattr(native, "get_provider_graph_assignment_info"):
+        return None
+    return tuple(
+        (subgraph.ep_name, node.name, node.op_type)
+        for subgraph in native.get_provider_graph_assignment_info()
+        for node in subgraph.get_nodes()
+    )
 
 
-def kernels_of(nodes: Sequence[NodeTime]) -> list[Kernel]:
-    """The nodes summed up by kernel, most expensive first."""
-    found: dict[tuple[str, str], list[float]] = {}
-    for node in nodes:
-        entry = found.setdefault((node.provider, node.op), [0.0, 0.0])
-        entry[0] += node.count
-        entry[1] += node.microseconds
-    kernels = [Kernel(where, op, n, us) for (where, op), (n, us) in found.items()]
-    return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
-
-
-def version() -> str:
-    """The version of ONNX Runtime."""
+@contextlib.contextmanager
+def _quietly(provider: str) -> Iterator[None]:
+    """Find CUDA's libraries in Python packages, and keep what ONNX Runtime logs about providers off the terminal."""
     import onnxruntime as ort
 
-    return str(ort.__version__)
+    if provider == CPU:
+        yield
+        return
+    ort.set_default_logger_severity(4)
+    try:
+        if provider in (CUDA, TENSORRT) and hasattr(ort, "preload_dlls"):
+            with contextlib.redirect_stdout(None):
+                ort.preload_dlls()
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # its default
+
+
+def _library_error(provider: str) -> str | None:
+    """Why the dynamic linker does not load the library of `provider`; None if it does, or there is no such file.
+
+    Only for a provider that ONNX Runtime has failed to load: it has to be the first to load a working one.
+    """
+    import ctypes
+
+    import onnxruntime as ort
+
+    word = {"nvtensorrtrtx": "nv_tensorrt_rtx"}.get(short_name(provider), short_name(provider))
+    for path in Path(ort.__file__).with_name("capi").glob(f"*onnxruntime_providers_{word}.*"):
+        try:
+            ctypes.CDLL(str(path))
+        except OSError as error:
+            return str(error)
+    return None
 
 
 def _spec(native: Any) -> TensorSpec:
@@ -324,8 +312,10 @@ def _explain(error: Exception, model: Any, provider: str) -> Exception:
     text = " ".join(str(error).split())
     if "bad allocation" in text or "Failed to allocate memory" in text:
         return ResourceError(f"out of memory while loading {_label(model)}: {text[:200]}")
-    if provider != PROVIDERS["cpu"] and ("ProviderBridge" in text or "libcu" in text or "EP Error" in text):
-        return ProviderError(f"{provider} did not load: {text[:300]}; `onnxcomp doctor` says what is missing")
+    if provider != CPU:
+        reason = _library_error(provider)
+        if reason is not None or any(word in text for word in _PROVIDER_TROUBLE):
+            return ProviderError(load_failure(provider, reason or text))
     if "Could not find an implementation" in text:
         text += "; the operator set of the model may be older (below 7) or newer than this ONNX Runtime supports"
     return ModelError(f"ONNX Runtime does not load {_label(model)}: {text[:500]}")

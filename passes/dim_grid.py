@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxcomp.cache import remembered
 from onnxcomp.cpu import cpu_model
 from onnxcomp.graph import Model
-from onnxcomp.runtime import Session, open_session, version
+from onnxcomp.runtime import Session, open_session, runtime_version
 
 __all__ = ["measured_grid", "time_ratio"]
 
@@ -36,7 +36,7 @@ def measured_grid(provider: str = "cpu") -> int:
 
     About a tenth of a second, once for each machine and ONNX Runtime.
     """
-    key = {"provider": provider, "cpu": cpu_model(), "onnxruntime": version()}
+    key = {"provider": provider, "cpu": cpu_model(), "onnxruntime": runtime_version()}
     return int(remembered("conv-grid", key, lambda: _measure(provider)))
 
 

@@ -10,6 +10,7 @@ import pytest
 from onnxcomp import child
 from onnxcomp.bench import benchmark
 from onnxcomp.errors import DataError, ModelError, ProviderError, ResourceError, UsageError
+from onnxcomp.providers import short_name
 
 ZOO = Path("/work/shared/zoo")
 HEADER = '<ir_version: 10, opset_import: ["" : 17]>'
@@ -26,6 +27,12 @@ WIDE = f"""{HEADER} g (float[1] x, int64[1] n) => (float[] y) {{
     y = ReduceSum <keepdims = 0> (a)
 }}"""
 SQUARE = [{"x": np.full((224, 224), 0.01, np.float32)}]
+
+
+def provider_words():
+    import onnxruntime
+
+    return [short_name(name) for name in onnxruntime.get_available_providers()]
 
 
 def write(path, text):
@@ -94,7 +101,7 @@ def test_progress_only_goes_forward(compared):
 
 
 def test_one_model_alone_has_latency_but_no_speedup(tmp_path):
-    result = benchmark([write(tmp_path / "one.onnx", ONE)], feeds=SQUARE, seconds=0.3)
+    result = benchmark([write(tmp_path / "one.onnx", ONE)], feeds=SQUARE, seconds=0.3, rounds=1)
     found = result.to_json()
 
     assert found["baseline_ms"] > 0
@@ -106,7 +113,7 @@ def test_one_model_alone_has_latency_but_no_speedup(tmp_path):
 def test_runs_of_microseconds_are_timed_one_by_one_too():
     feeds = [{"x": np.ones(size, np.float32)} for size in (4, 8, 16)]
     proto = onnx.parser.parse_model(TINY)
-    result = benchmark([proto, proto.SerializeToString()], feeds=feeds, seconds=0.3)
+    result = benchmark([proto, proto.SerializeToString()], feeds=feeds, seconds=0.3, rounds=1)
 
     assert [m.path for m in result.models] == ["model 1", "model 2"]
     assert all(m.runs >= 299 and m.ms["p99"] is not None for m in result.models)
@@ -115,7 +122,7 @@ def test_runs_of_microseconds_are_timed_one_by_one_too():
 def test_peak_memory_counts_what_running_needs(tmp_path):
     model = write(tmp_path / "wide.onnx", WIDE)
     feeds = [{"x": np.ones(1, np.float32), "n": np.array([4_000_000])}]
-    (found,) = benchmark([model], feeds=feeds, seconds=0.1).models
+    (found,) = benchmark([model], feeds=feeds, seconds=0.1, rounds=1).models
 
     assert found.peak_memory_bytes >= 16_000_000
 
@@ -126,7 +133,7 @@ def test_external_data_count_as_file_bytes(tmp_path):
     proto.graph.initializer.append(weights)
     path = tmp_path / "m.onnx"
     onnx.save(proto, path, save_as_external_data=True, location="m.data", size_threshold=0)
-    (found,) = benchmark([path], feeds=[{"x": np.ones(1000, np.float32)}], seconds=0.1).models
+    (found,) = benchmark([path], feeds=[{"x": np.ones(1000, np.float32)}], seconds=0.1, rounds=1).models
 
     assert found.file_bytes == path.stat().st_size + 4000
 
@@ -174,10 +181,19 @@ def test_feeds_with_different_inputs_are_a_data_error():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"seconds": 0.0}, {"seconds": float("nan")}, {"precision": 0.0}, {"rounds": 0}, {"threads": -1}]
+    "bad",
+    [
+        {"seconds": 0.0},
+        {"seconds": float("nan")},
+        {"precision": 0.0},
+        {"rounds": 0},
+        {"threads": -1},
+        {"streams": 0},
+        {"streams": 10_000},
+    ],
 )
 def test_arguments_without_sense_are_a_usage_error(bad):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError, match=next(iter(bad))):
         benchmark([b""], feeds=SQUARE, **bad)
 
 
@@ -185,6 +201,38 @@ def test_no_models_or_one_outside_a_list_is_a_usage_error():
     for models in ([], "model.onnx", b"bytes"):
         with pytest.raises(UsageError):
             benchmark(models, feeds=SQUARE)
+
+
+def test_a_provider_that_runs_nothing_is_a_provider_error_unless_that_is_allowed(tmp_path):
+    if "azure" not in provider_words():
+        pytest.skip("this build has no provider that runs nothing")
+    model = write(tmp_path / "one.onnx", ONE)
+
+    with pytest.raises(ProviderError, match=r"one\.onnx: AzureExecutionProvider loaded but ran none of the 1 nodes"):
+        benchmark([model], feeds=SQUARE, seconds=0.1, rounds=1, provider="azure")
+    found = benchmark([model], feeds=SQUARE, seconds=0.1, rounds=1, provider="azure", allow_fallback=True)
+
+    assert "ran none" in found.models[0].fallback
+    assert found.models[0].placement == {"CPUExecutionProvider": 1.0}
+
+
+def test_several_streams_count_together(tmp_path):
+    result = benchmark([write(tmp_path / "one.onnx", ONE)] * 2, feeds=SQUARE, seconds=0.2, rounds=2, streams=3)
+
+    assert result.streams == 3
+    for model in result.models:
+        assert model.runs % 3 == 0
+        assert model.runs_per_second > 0
+        assert model.ms["p50"] > 0
+
+
+def test_assignment_and_kernels_are_told_for_every_node(compared):
+    _, result, _ = compared
+    proof = result.models[0].execution
+
+    assert proof["assigned"] == {"CPUExecutionProvider": {"MatMul": 4}}
+    assert [n["op"] for n in proof["nodes"]] == ["MatMul"] * 4
+    assert all(n["count"] == 1 and n["us"] > 0 and n["provider"] == "CPUExecutionProvider" for n in proof["nodes"])
 
 
 def test_a_provider_that_is_not_there_is_a_provider_error(tmp_path):
@@ -210,3 +258,4 @@ def test_a_real_model_against_itself_shows_no_difference():
     result = benchmark([ZOO / "models/resnet20_cifar10.onnx"] * 2, feeds=feeds, seconds=1.0)
 
     assert result.models[1].verdict == "no measurable difference"
+    assert result.rounds >= 2

@@ -14,7 +14,7 @@ import onnx
 import pytest
 
 from onnxcomp.cli_commands import COMMANDS
-from onnxcomp.cli_text import count, number, percent, size
+from onnxcomp.cli_text import count, number, size
 from onnxcomp.options import Options
 
 OPTIMIZE = ("optimize", "model.onnx", "--calib", "data.npz", "--bench-seconds", "0", "-q")
@@ -179,14 +179,23 @@ def test_verify_json_holds_the_verdict_also_when_it_fails(cli, workshop):
     assert json.loads(ran.out)["verdict"] == "failed"
 
 
-def test_bench_compares_models_and_says_what_is_noise(cli, workshop):
-    ran = cli("bench", "model.onnx", "model.onnx", "--seconds", "0.2", "-q", "--json", "bench.json")
+def test_bench_prints_one_table_over_all_settings_with_the_numbers_of_the_json(cli, workshop):
+    words = ("--seconds", "0.2", "--batch", "1,4", "--threads", "1", "-q", "--json", "bench.json")
+    ran = cli("bench", "model.onnx", "model.onnx", *words)
 
     found = json.loads((workshop / "bench.json").read_text())
+    header, *rows = ran.out.split("\n\n")[0].splitlines()
     assert ran.code == 0
-    assert "1: model.onnx" in ran.out
-    assert f"differences below {percent(found['noise_floor'], 1)} are noise here" in ran.out
-    assert number(found["models"][0]["ms"]["p50"]) in ran.out
+    assert header.split()[:2] == ["model", "batch"]
+    assert len(rows) == len(found["models"]) == 4
+    for row, model in zip(rows, found["models"], strict=True):
+        assert model["path"] in row
+        assert number(model["ms"]["p50"]) in row
+        assert number(model["load_ms"]) in row
+        assert size(model["file_bytes"]) in row
+        assert model["verdict"] in row
+    for setting in found["settings"]:
+        assert f"{setting['control']:.3f}x" in ran.out
 
 
 def test_inspect_prints_what_json_holds(cli, workshop):

@@ -63,6 +63,12 @@ def _image(*shape: int, dtype: str = "float32", value: float = 0.5) -> np.ndarra
     return np.full(shape, value, dtype)
 
 
+def _other_input(folder: Path) -> None:
+    model = onnx.load(folder / "model.onnx")
+    model.graph.input[0].name = model.graph.node[0].input[0] = "picture"
+    onnx.save(model, folder / "other.onnx")
+
+
 def _with_nan(folder: Path) -> None:
     image = _image(20, 1, 8, 8)
     image[7, 0, 3, 3] = np.nan
@@ -155,6 +161,16 @@ USAGE = [
     (_nothing, ("bench",), 2, "MODEL"),
     (_nothing, ("bench", "model.onnx", "--seconds", "0"), 2, "seconds"),
     (_nothing, ("bench", "model.onnx", "--batch", "0"), 2, "batch"),
+    (_nothing, ("bench", "model.onnx", "--batch", "1,1"), 2, "different"),
+    (_nothing, ("bench", "model.onnx", "--threads", "1,many"), 2, "threads"),
+    (_nothing, ("bench", "model.onnx", "--streams", "0"), 2, "streams"),
+    (_nothing, ("bench", "model.onnx", "--precision", "much"), 2, "precision"),
+    (_nothing, ("bench", "model.onnx", "--provider", "cpu,,cuda"), 2, "provider"),
+    (_nothing, ("bench", "model.onnx", "--shape", "imge=1x1x8x8"), 2, "did you mean 'image'?"),
+    (_nothing, ("bench", "model.onnx", "--shape", "image=1x3x8x8"), 2, "[1, 3, 8, 8]"),
+    (_nothing, ("bench", "model.onnx", "--shape", "image=1xbig"), 2, "image=1xbig"),
+    (_nothing, ("bench", "model.onnx", "--data", "data.npz", "--shape", "1x1x8x8"), 2, "made up"),
+    (_other_input, ("bench", "model.onnx", "other.onnx"), 3, "other.onnx takes 'picture' (float)"),
     (_nothing, ("bench", "--json", "model.onnx"), 2, "looks like a model"),
     (_nothing, ("bench", "model.onnx", "--provider", "abacus"), 2, "abacus"),
     (_nothing, ("inspect",), 2, "MODEL"),

@@ -1,0 +1,142 @@
+"""A model that is ready to be timed: a session, the feeds it runs on in turn, and the streams that run it at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from time import perf_counter, perf_counter_ns
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.binding import DEVICES, Bound
+from onnxcomp.errors import DataError, ModelError, ResourceError
+from onnxcomp.runtime import Session, open_session
+
+__all__ = ["BLOCK_NS", "Block", "Feeds", "Runner", "explained"]
+
+Feeds = Sequence[Mapping[str, npt.NDArray[Any]]]
+
+BLOCK_NS = 5e6  # one timed block
+_WINDOWS = 20  # of warm-up at most
+_STABLE = 0.02  # two successive windows of warm-up whose medians differ by less end it
+_LEAST_WINDOW = 3  # runs
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some runs, one after the other in each of some streams.
+
+    `wall_ns` from the first start to the last end, `runs` of all streams together; `groups` (n,) nanoseconds of
+    successive groups of equally many runs, stream after stream.
+    """
+
+    wall_ns: int
+    runs: int
+    groups: npt.NDArray[np.int64]
+
+
+class Runner:
+    """A resident session together with its feeds.
+
+    `setup` has provider, threads, streams and provider_options, as in the job of `bench_child`. Of a provider with
+    memory of its own, the feeds lie there. Streams are concurrent runs of one session, as a server does them.
+    """
+
+    def __init__(self, path: str, feeds: Feeds, setup: Mapping[str, Any]) -> None:
+        begin = perf_counter_ns()
+        session = open_session(
+            path,
+            provider=setup["provider"],
+            threads=setup["threads"],
+            provider_options=setup.get("provider_options"),
+        )
+        self.load_ns = perf_counter_ns() - begin
+        check_inputs(path, session, feeds[0])
+        self._path = path
+        self._pool = ThreadPoolExecutor(setup["streams"])
+        with explained(path):
+            self._calls = [_calls(session, feeds) for _ in range(setup["streams"])]
+        self.first_ns = self._timed(0, 1, 1, self._calls[:1]).wall_ns
+        self.run_ns = float(self.first_ns)  # the typical duration of one run, as far as known
+        self.warmup_runs = 1
+
+    @property
+    def copy_ns(self) -> tuple[int, int] | None:
+        """Copying the inputs in and the outputs out, where the provider has memory of its own."""
+        call = self._calls[0][0]
+        return call.copy_ns() if isinstance(call, Bound) else None
+
+    def block(self, start: int, count: int, group: int = 1) -> Block:
+        """Time `count` runs in each stream, on the feeds from number `start` on, `group` of them at a time."""
+        return self._timed(start, count, group, self._calls)
+
+    def warm_up(self, until: float) -> None:
+        """Run until two successive windows agree, for _WINDOWS windows at most and not far beyond `until`."""
+        previous = math.inf
+        for _ in range(_WINDOWS):
+            window = max(_LEAST_WINDOW, math.ceil(BLOCK_NS / self.run_ns))
+            times: list[int] = []
+            while len(times) < window and (perf_counter() < until or len(times) < _LEAST_WINDOW):
+                times.append(self.block(len(times), 1).wall_ns)
+            self.warmup_runs += len(times) * len(self._calls)
+            self.run_ns = float(np.median(times))
+            if abs(self.run_ns / previous - 1) < _STABLE or perf_counter() >= until:
+                return
+            previous = self.run_ns
+
+    def _timed(self, start: int, count: int, group: int, streams: list[list[Callable[[], Any]]]) -> Block:
+        with explained(self._path):
+            work = [partial(_stamps, calls, start + i, count, group) for i, calls in enumerate(streams)]
+            stamps = [work[0]()] if len(work) == 1 else [f.result() for f in [self._pool.submit(w) for w in work]]
+        wall = max(s[-1] for s in stamps) - min(s[0] for s in stamps)
+        groups = np.concatenate([np.diff(np.asarray(s, np.int64)) for s in stamps])
+        return Block(max(1, wall), count * len(stamps), np.maximum(1, groups))
+
+
+def check_inputs(path: str, session: Session, feed: Mapping[str, Any]) -> None:
+    """Raises DataError if the names of the inputs given are not those that the model takes."""
+    wanted, given = {spec.name for spec in session.inputs}, set(feed)
+    if not wanted <= given:
+        raise DataError(
+            f"{path} takes the inputs {', '.join(sorted(wanted)) or 'none'}, but {', '.join(sorted(given)) or 'none'} "
+            "are given; models that are timed together need the same inputs"
+        )
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises from a run into the error that names the model."""
+    try:
+        yield
+    except Exception as error:
+        text = " ".join(str(error).split())[:400]
+        if "bad allocation" in text or "Failed to allocate memory" in text:
+            raise ResourceError(f"out of memory while running {path}: {text}") from error
+        if type(error).__name__ in ("InvalidArgument", "ValueError"):
+            raise DataError(f"{path} does not take the inputs given: {text}") from error
+        raise ModelError(f"ONNX Runtime fails while running {path}: {text}") from error
+
+
+def _calls(session: Session, feeds: Feeds) -> list[Callable[[], Any]]:
+    """One call for each feed, without a wrapper whose microseconds are not the model's."""
+    device = DEVICES.get(session.provider)
+    if device is not None:
+        return [Bound(session, feed, device) for feed in feeds]
+    return [partial(session.native.run, None, dict(feed)) for feed in feeds]
+
+
+def _stamps(calls: Sequence[Callable[[], Any]], start: int, count: int, group: int) -> list[int]:
+    """The clock before the first run and after every `group` runs, `count` of them in all, in nanoseconds."""
+    taken = [calls[(start + i) % len(calls)] for i in range(count)]
+    stamps = [perf_counter_ns()]
+    for first in range(0, count, group):
+        for call in taken[first : first + group]:
+            call()
+        stamps.append(perf_counter_ns())
+    return stamps
