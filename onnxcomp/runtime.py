@@ -21,6 +21,8 @@ import numpy.typing as npt
 from onnxcomp.errors import ModelError, OnnxcompError, ProviderError, ResourceError, UsageError
 
 if TYPE_CHECKING:
+    import onnx
+
     from onnxcomp.graph import Model
     from onnxcomp.weights import Weight
 
@@ -33,6 +35,7 @@ __all__ = [
     "TensorSpec",
     "executed_kernels",
     "open_session",
+    "optimized_graph",
     "provider_name",
 ]
 
@@ -126,6 +129,7 @@ def open_session(
     profile: str | None = None,
     config: Mapping[str, str] | None = None,
     memory_pattern: bool = True,
+    optimized: str | None = None,
 ) -> Session:
     """Open a session on `provider` ("cpu", "cuda", "tensorrt", or ONNX Runtime's own provider name).
 
@@ -134,6 +138,7 @@ def open_session(
     all cores. `optimize=False` switches off every graph optimization of ONNX Runtime, so the model
     runs as it is written. `profile` is a file name prefix: profiling is on and `native.end_profiling()` gives the
     file. `config` holds further session options (keys as in onnxruntime_session_options_config_keys.h).
+    `optimized` is where the model is written as ONNX Runtime optimized it.
     `memory_pattern=False` takes memory piece by piece: less of it where many outputs are fetched, and a few runs only.
 
     Raises ModelError if ONNX Runtime does not take the model, ProviderError if the provider is not there or did not
@@ -153,6 +158,8 @@ def open_session(
         options.add_session_config_entry(key, value)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -219,6 +226,23 @@ def executed_kernels(
             entry[1] += event["dur"]
     kernels = [Kernel(where, op, n / runs, us / runs) for (where, op), (n, us) in found.items()]
     return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
+
+
+def optimized_graph(model: Any) -> onnx.ModelProto:
+    """The model as ONNX Runtime optimizes it when it loads it on the CPU, without the values of large tensors.
+
+    Errors are those of `open_session`.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-optimized-") as folder:
+        path = os.path.join(folder, "model.onnx")
+        config = {
+            "session.optimized_model_external_initializers_file_name": "model.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        open_session(model, config=config, optimized=path)
+        return onnx.load(path, load_external_data=False)
 
 
 def _spec(native: Any) -> TensorSpec:

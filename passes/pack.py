@@ -1,0 +1,198 @@
+"""pack: store weights as sparse bitmaps, low-bit codes and codebooks. Exact; the file gets smaller, nothing else.
+
+Each initializer that gets smaller is stored as packed initializers and one node, a call of a local function of domain
+`onnxcomp.storage`, that makes the tensor of them (codec.py has the encodings, codec_functions.py the functions). ONNX
+Runtime inlines and folds it when it loads the model, so that the same kernels run on the same constants. That is
+proven for every tensor: the decoder has to give the tensor bit for bit, and nothing of it may be left in the model that
+ONNX Runtime has loaded. Otherwise the tensor goes back, with the reason.
+
+Tensors are encoded one at a time. `unpack` gives the plain model back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from onnx import TensorProto
+
+from onnxcomp.errors import ModelError
+from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
+from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.codec import Form, Plan, plans
+from onnxcomp.passes.pack_choice import Site, choose, plain_bytes, stored_bytes
+from onnxcomp.passes.pack_nodes import (
+    add_decoders,
+    forms,
+    plain_proto,
+    raise_versions,
+    restore,
+    restore_versions,
+    store,
+    swap,
+)
+from onnxcomp.passes.pack_proof import inexact, unfolded
+from onnxcomp.passes.unpack import unpack_nodes
+from onnxcomp.storage import DOMAIN
+
+__all__ = ["Pack"]
+
+# Element types of which ONNX Runtime's Gather makes tensors.
+_TYPES = frozenset(
+    getattr(TensorProto, name)
+    for name in "FLOAT FLOAT16 DOUBLE BFLOAT16 INT8 UINT8 INT16 UINT16 INT32 UINT32 INT64 UINT64 BOOL".split()
+)
+_SMALLEST = 64  # bytes of a tensor; the node alone takes more
+
+
+@dataclass(frozen=True)
+class Pack(Pass):
+    """Store weights in fewer bytes, to be decoded by ONNX Runtime when it loads the model."""
+
+    name: ClassVar[str] = "pack"
+    effect: ClassVar[Effect] = "exact"
+    after: ClassVar[tuple[str, ...]] = (
+        "cleanup", "fold-constants", "fuse", "equalize", "prune-channels", "prune-weights", "factorize",
+        "share-weights", "quantize", "convert-fp16", "distill",
+    )  # fmt: skip
+
+    def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
+        draft = model.copy()
+        there = forms(draft)
+        try:
+            notes = raise_versions(draft)
+        except ModelError as error:
+            ctx.refuse("model", f"the decoders need a newer opset: {error}")
+            return {}
+        sites = _sites(draft, ctx)
+        chosen = [c for c in choose(sites, there.values()) if ctx.allow(f"{c[0].constant.name} as {c[1].form.name}")]
+        if not chosen:
+            return {}
+        lazy = sum(site.bytes for site, _, _ in chosen) > ctx.memory
+        packed = _store(draft, chosen, ctx, lazy=lazy)
+        kept = _proven(draft, packed, ctx, lazy=lazy)
+        if not kept:
+            return {}
+        sort(draft)
+        model.become(draft)
+        return _account(kept, notes)
+
+
+def _sites(model: Model, ctx: Context) -> list[Site]:
+    """The initializers that some encoding makes smaller."""
+    outputs = model.outputs()
+    pinned = {
+        p.value
+        for s in model.graph.scopes()
+        for a in s.header.quantization_annotation
+        for p in a.quant_parameter_tensor_names
+    }
+    packed = {t for n in model.nodes() if n.domain == DOMAIN for t in n.inputs}
+    items = [(scope, item) for scope in model.graph.scopes() for item in scope.initializers if item not in packed]
+    found: list[Site] = []
+    for position, (scope, item) in enumerate(items):
+        ctx.progress(0.5 * position / len(items), "trying encodings")
+        if isinstance(item, Variable):
+            if item.default is not None and item.default.nbytes >= _SMALLEST:
+                ctx.refuse(item.name, "callers may override it, so ONNX Runtime does not fold what is made of it")
+            continue
+        if item.weight.nbytes < _SMALLEST or not item.outputs or item.name in pinned:
+            continue
+        reason = _unfit(item, item in outputs)
+        if reason is not None:
+            ctx.refuse(item.name, reason)
+            continue
+        options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values)]
+        options = [(plan, size) for plan, size in options if size < plain_bytes(item)]
+        if options:
+            found.append(Site(scope, item, len(found), tuple(options)))
+    return found
+
+
+def _unfit(constant: Constant, is_output: bool) -> str | None:
+    """Why a constant cannot be packed, None if it can."""
+    if is_output:
+        return "it is an output of its graph"
+    if constant.sparse is not None:
+        return "it is a sparse tensor already"
+    if constant.weight.data_type not in _TYPES:
+        return f"ONNX Runtime has no Gather for elements of type {TensorProto.DataType.Name(constant.weight.data_type)}"
+    if plain_proto(constant.weight) is None:
+        return "its message is written in an unusual way that could not be given back bit for bit"
+    return None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    scope: Graph
+    node: Node
+    form: Form
+    number: int
+    before: int
+    after: int
+
+
+def _store(model: Model, chosen: list[tuple[Site, Plan, int]], ctx: Context, *, lazy: bool) -> list[_Packed]:
+    """Put the calls in, and take back those that the runtime decodes to something else."""
+    add_decoders(model, {plan.form for _, plan, _ in chosen})
+    packed: list[_Packed] = []
+    places: dict[Graph, dict[Any, list[Constant]]] = {}
+    for position, (site, plan, size) in enumerate(chosen):
+        ctx.progress(0.5 + 0.4 * position / len(chosen), f"packing {site.constant.name}")
+        original = site.constant.values.tobytes()
+        node = store(model, site.scope, site.constant, plan, site.number, lazy=lazy)
+        places.setdefault(site.scope, {})[site.constant] = list(node.inputs)
+        packed.append(_Packed(site.scope, node, plan.form, site.number, site.bytes, size))
+        reason = inexact(model, node, original)
+        if reason is not None:
+            ctx.refuse(site.constant.name, reason)
+            packed.pop()
+            places[site.scope][site.constant] = [restore(model, site.scope, node, plan.form, lazy=lazy)]
+            site.scope.remove([node])
+    for scope, streams in places.items():
+        swap(scope, streams)
+    return packed
+
+
+def _proven(model: Model, packed: list[_Packed], ctx: Context, *, lazy: bool) -> list[_Packed]:
+    """Those that ONNX Runtime folds; the others go back, and decoders that nobody calls any more."""
+    ctx.progress(0.9, "loading the packed model")
+    sort(model)
+    left = unfolded(model, [p.node for p in packed])
+    for scope in {p.scope: None for p in packed if p.node in left}:
+        back = [p for p in packed if p.scope is scope and p.node in left]
+        for one in back:
+            ctx.refuse(one.node.outputs[0].name, left[one.node])
+        restored = {p.node: restore(model, scope, p.node, p.form, lazy=lazy) for p in back}
+        unpack_nodes(model, scope, restored)
+    used = {n.op for n in model.nodes() if n.domain == DOMAIN}
+    model.functions = [f for f in model.functions if f.header.domain != DOMAIN or f.header.name in used]
+    if not used:
+        restore_versions(model)
+    return [p for p in packed if p.node not in left]
+
+
+def _account(kept: list[_Packed], notes: list[str]) -> dict[str, Any]:
+    before, after = sum(p.before for p in kept), sum(p.after for p in kept)
+    tensors = [
+        {
+            "name": p.node.outputs[0].name,
+            "encoding": p.form.name,
+            "bits per weight": round(8 * p.after / _size(p.node), 3),
+            "bytes before": p.before,
+            "bytes": p.after,
+        }
+        for p in kept
+    ]
+    found: dict[str, Any] = {"packed": len(kept), "bytes before": before, "bytes": after, "tensors": tensors}
+    if notes:
+        found["notes"] = notes
+    return found
+
+
+def _size(node: Node) -> int:
+    count = 1
+    for dim in node.attrs["shape"]:
+        count *= dim
+    return count

@@ -1,0 +1,258 @@
+"""A packed tensor in a model: one node that calls the decoder, its streams as initializers, and the way back.
+
+The streams stand in the list of initializers where the tensor was, so that it can go back there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+
+from onnxcomp.errors import ModelError
+from onnxcomp.graph import Constant, Function, Graph, Model, Node, Variable
+from onnxcomp.passes.codec import Encoded, Form, Plan, decode, encode
+from onnxcomp.passes.codec_functions import decoder, form_of
+from onnxcomp.serde import STUB_BYTES, export_model, from_proto
+from onnxcomp.storage import DOMAIN, OPSET, VERSION
+from onnxcomp.weights import Weight
+
+__all__ = ["add_decoders", "forms", "plain_proto", "raise_versions", "restore", "restore_versions", "store", "swap"]
+
+Array = npt.NDArray[Any]
+_TYPED = "typed"  # attribute: the values were listed one by one, in the field for their type
+_LOWEST_IR = 8  # the first with local functions
+_STANDARD = ("", "ai.onnx")
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------
+
+
+def store(model: Model, scope: Graph, constant: Constant, plan: Plan, number: int, *, lazy: bool) -> Node:
+    """Put a call of the decoder in the place of a constant; the list of initializers is left to `swap`.
+
+    `lazy`: encode anew when a stream is read, instead of keeping it.
+    """
+    weight, form = constant.weight, plan.form
+    attributes: dict[str, Any] = {}
+    streams = []
+    encoded = encode(weight.load(), plan)
+    for letter, shape in plan.shapes.items():
+        if lazy:
+            dtype = encoded.streams[letter].dtype
+            held = Weight.computed(dtype, shape, lambda name=letter: encode(weight.load(), plan).streams[name])
+        else:
+            held = Weight.from_array(encoded.streams[letter])
+        streams.append(Constant(model.fresh(f"{letter}{number}"), held))
+    attributes.update(encoded.attributes)
+    if plain_proto(weight) == _TYPED:
+        attributes[_TYPED] = 1
+    value = Variable(constant.name, dtype=constant.dtype, shape=list(constant.shape))
+    value.info = constant.info
+    model.redirect(constant, value)
+    node = scope.add(form.name, streams, [value], domain=DOMAIN, attrs=attributes)
+    if constant.proto is not None:
+        before = constant.proto
+        node.proto = onnx.NodeProto(doc_string=before.doc_string or None, metadata_props=before.metadata_props)
+    return node
+
+
+def restore(model: Model, scope: Graph, node: Node, form: Form, *, lazy: bool) -> Constant:
+    """The constant that a call of a decoder stands for, in the place of its value; see `store`.
+
+    Raises ModelError if the call does not fit the form.
+    """
+    value = node.outputs[0]
+    streams, attributes = _streams(model, node, form), _attributes(node, form)
+
+    def values() -> Array:
+        return _decode(Encoded(form, {n: w.load() for n, w in streams.items()}, attributes), value.name)
+
+    if lazy:
+        weight = Weight.computed(streams["t"].dtype, tuple(attributes["shape"]), values)
+    else:
+        weight = Weight.from_array(values())
+    if node.attrs.get(_TYPED):
+        weight = Weight.from_proto(_typed_proto(weight))
+    constant = Constant(value.name, weight)
+    constant.info = value.info
+    if node.proto is not None and (node.proto.doc_string or node.proto.metadata_props):
+        before = node.proto
+        constant.proto = onnx.TensorProto(doc_string=before.doc_string or None, metadata_props=before.metadata_props)
+    model.redirect(value, constant)
+    return constant
+
+
+def swap(scope: Graph, old: Mapping[Any, list[Constant]]) -> None:
+    """Put other constants in the places of some in the list of initializers; an empty list removes one."""
+    scope.initializers = [new for item in scope.initializers for new in old.get(item, [item])]
+
+
+def plain_proto(weight: Weight) -> str | None:
+    """How a tensor is written: "raw", or "typed" if its values are listed in the field for their type.
+
+    None if it is written in a way that neither form brings back bit for bit.
+    """
+    if weight.message is None or weight.nbytes >= STUB_BYTES:
+        return "raw"
+    found = weight.to_proto("")
+    for field in ("name", "doc_string", "metadata_props"):
+        found.ClearField(field)
+    written = found.SerializeToString(deterministic=True)
+    if written == numpy_helper.from_array(weight.load()).SerializeToString(deterministic=True):
+        return "raw"
+    return _TYPED if written == _typed_proto(weight).SerializeToString(deterministic=True) else None
+
+
+def _typed_proto(weight: Weight) -> onnx.TensorProto:
+    values = weight.load()
+    proto = helper.make_tensor("", weight.data_type, list(weight.shape), values.reshape(-1))
+    proto.ClearField("name")
+    return proto
+
+
+def _streams(model: Model, node: Node, form: Form) -> dict[str, Weight]:
+    """The streams of a call by letter. Raises ModelError if they are not what the form needs."""
+    where = f"the packed tensor {node.outputs[0].name!r}"
+    if len(node.inputs) != len(form.inputs):
+        raise ModelError(f"{where} has {len(node.inputs)} streams, its form {form.name} has {len(form.inputs)}")
+    found: dict[str, Weight] = {}
+    for letter, tensor in zip(form.inputs, node.inputs, strict=True):
+        weight = model.weight(tensor)
+        if weight is None:
+            raise ModelError(f"{where} is made from {tensor.name!r}, which is no constant, so it cannot be unpacked")
+        if letter != "t" and weight.data_type != onnx.TensorProto.UINT8:
+            raise ModelError(f"{where} is made from {tensor.name!r} of type {weight.dtype}, not uint8")
+        found[letter] = weight
+    return found
+
+
+def _attributes(node: Node, form: Form) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for name in form.attributes:
+        value = node.attrs.get(name)
+        if not isinstance(value, list) or not all(isinstance(v, int) and v >= 0 for v in value):
+            raise ModelError(f"node {node.label!r} has no list of numbers {name!r}, which {form.name} needs")
+        found[name] = value
+    return found
+
+
+def _decode(encoded: Encoded, name: str) -> Array:
+    try:
+        return decode(encoded)
+    except (ValueError, IndexError) as error:
+        raise ModelError(f"the packed tensor {name!r} is damaged: {error}") from error
+
+
+# --- decoders --------------------------------------------------------------------------------------------------
+
+
+def forms(model: Model) -> dict[str, Form]:
+    """The forms of the decoders in a model, by name. Raises ModelError for a function that is none of ours."""
+    imported = {o.version for o in model.header.opset_import if o.domain == DOMAIN}
+    found: dict[str, Form] = {}
+    for function in model.functions:
+        if function.header.domain != DOMAIN:
+            continue
+        proto = export_model(Model(onnx.ModelProto(ir_version=_LOWEST_IR), Graph(), [function]))[0].functions[0]
+        form = form_of(proto) if imported <= {VERSION} else None
+        if form is None:
+            raise ModelError(
+                f"function {function.header.name!r} of domain {DOMAIN} is not known to this version of onnxcomp, "
+                "so the model cannot be unpacked; use the version that packed it"
+            )
+        found[form.name] = form
+    return found
+
+
+def add_decoders(model: Model, needed: set[Form]) -> None:
+    """Give a model the functions that it needs and lacks."""
+    if not needed:
+        return
+    there = {f.header.name for f in model.functions if f.header.domain == DOMAIN}
+    model.import_domain(DOMAIN, VERSION)
+    protos = [decoder(form, model.opset) for form in sorted(needed, key=lambda f: f.name) if form.name not in there]
+    model.functions += [_function(proto) for proto in protos]
+
+
+def _function(proto: onnx.FunctionProto) -> Function:
+    return from_proto(onnx.ModelProto(ir_version=_LOWEST_IR, functions=[proto])).functions[0]
+
+
+# --- versions --------------------------------------------------------------------------------------------------
+
+
+def raise_versions(model: Model) -> list[str]:
+    """Raise IR version and opset to what decoders need, and note in the metadata how to go back.
+
+    Returns remarks. Raises ModelError if the model cannot be raised.
+    """
+    from onnxcomp.opset import upgrade
+
+    ir, opset, notes = model.header.ir_version, model.opset, []
+    inputs = list(model.graph.listed["input"]) if ir < 4 else []
+    record: dict[str, Any] = {}
+    if opset < OPSET:
+        rewritten = upgrade(model, OPSET)
+        notes = [f"the decoders need opset {OPSET}, the model had {opset}", *rewritten]
+        if not rewritten:
+            record["opset"] = [opset, OPSET]
+    if model.header.ir_version < _LOWEST_IR:
+        model.header.ir_version = _LOWEST_IR
+    if ir != model.header.ir_version:
+        record["ir"] = [ir, model.header.ir_version]
+    if inputs:
+        usual = [t.name for t in model.graph.inputs] + [i.name for i in model.graph.initializers]
+        record["inputs"] = 1 if inputs == usual else inputs
+    if record:
+        model.header.metadata_props.add(key=DOMAIN, value=json.dumps(record, separators=(",", ":")))
+    return notes
+
+
+def restore_versions(model: Model) -> None:
+    """Take the domain out of a model, and go back to the versions that it had, unless others were set since."""
+    kept = [o for o in model.header.opset_import if o.domain != DOMAIN]
+    note = next((p.value for p in model.header.metadata_props if p.key == DOMAIN), None)
+    props = [p for p in model.header.metadata_props if p.key != DOMAIN]
+    model.functions = [f for f in model.functions if f.header.domain != DOMAIN]
+    _replace(model.header.opset_import, kept)
+    _replace(model.header.metadata_props, props)
+    if note is None:
+        return
+    record = _record(note)
+    before, after = record.get("opset", [0, 0])
+    functions = [o for f in model.functions for o in f.header.opset_import if o.domain in _STANDARD]
+    for entry in (*model.header.opset_import, *functions):
+        if entry.domain in _STANDARD and entry.version == after:
+            entry.version = before
+    before, after = record.get("ir", [0, 0])
+    if model.header.ir_version == after and model.opset == record.get("opset", [model.opset])[0]:
+        model.header.ir_version = before
+        names = record.get("inputs")
+        if names == 1:
+            names = [t.name for t in model.graph.inputs] + [i.name for i in model.graph.initializers]
+        model.graph.listed["input"] = {str(name): place for place, name in enumerate(names or ())}
+
+
+def _record(note: str) -> dict[str, Any]:
+    """What `raise_versions` noted. Raises ModelError if somebody else changed it."""
+    try:
+        record = json.loads(note)
+        pairs = [record.get("opset", [1, 1]), record.get("ir", [3, 3])]
+        sound = all(len(p) == 2 and all(isinstance(v, int) and 0 < v < 1000 for v in p) for p in pairs)
+        if sound and isinstance(record.get("inputs", []), (list, int)):
+            return dict(record)
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise ModelError(f"the metadata entry {DOMAIN!r} is damaged: {note[:80]!r}; remove it to unpack the model")
+
+
+def _replace(field: Any, messages: list[Any]) -> None:
+    copies = [type(m).FromString(m.SerializeToString()) for m in messages]
+    del field[:]
+    field.extend(copies)
