@@ -17,6 +17,7 @@ from onnxcomp.options import share
 from onnxcomp.probe import probe
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model
+from onnxcomp.storage import plain
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
 
@@ -93,7 +94,7 @@ def benchmark(
         dataset = open_data(data, session.inputs, preprocess=preprocess, batch=batch or 1, seed=seed)
         feeds: Sequence[Any] = [b.feeds for b in itertools.islice(dataset.batches(), 4)]
     else:
-        proto, _ = export_model(io.load(models[0], allow_symlinks=allow_symlinks))
+        proto, _ = export_model(plain(io.load(models[0], allow_symlinks=allow_symlinks)))
         feeds = [_stacked(f, session, batch or 1) for f in usable_inputs(session, proto, seed=seed, count=2)]
     return bench.benchmark(
         list(models), feeds=feeds, provider=provider, threads=threads, seconds=seconds, seed=seed, progress=progress

@@ -21,6 +21,7 @@ from onnxcomp.registry import load_pass
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.serde import export_model, import_model
+from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -48,9 +49,9 @@ class Job:
         self.model = self.source.copy()
         self.float_model = self.model
         self.metric = _metric(options.metric)
-        self.pipeline = _pipeline(options)
+        self.pipeline = _pipeline(options, packed=is_packed(self.source))
         session = open_session(self.original, threads=options.threads)
-        self.samples = Samples(options, session, self.source)
+        self.samples = Samples(options, session, plain(self.source))
         self.notes = list(self.samples.notes)
         if options.calib is None and options.passes is None:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
@@ -126,7 +127,7 @@ class Job:
         if not self.options.verify:
             return record, None
         if one.effect != "lossy":
-            found = self._verify(effect="float", samples=_QUICK)
+            found = self._verify(effect="lossy" if self._lossy() else "float", samples=_QUICK)
             failed = found.verdict == "failed"
             return replace(record, reverted=f"it changed results: {found.reasons[0]}" if failed else None), None
         found = self._verify(effect="lossy", samples=_VERIFY_LIMIT)
@@ -153,6 +154,12 @@ class Job:
         """Places of the lossy passes that are in the model."""
         found = enumerate(self.records)
         return [i for i, r in found if r.effect == "lossy" and r.rewrites and r.reverted is None]
+
+    def pack_again(self) -> None:
+        """Pack the result if the original was packed and the pipeline does not say otherwise."""
+        asked = [p.name for p in _asked(self.options).passes]
+        if is_packed(self.source) and "unpack" not in asked and "pack" not in asked:
+            self._run_pass(load_pass("pack")(), "packing", check=False)
 
     # --- speed ---
 
@@ -278,7 +285,16 @@ class Job:
         }
 
 
-def _pipeline(options: Options) -> Pipeline:
+def _pipeline(options: Options, *, packed: bool) -> Pipeline:
+    """The passes asked for, or the default ones. A packed model is unpacked first; see `Job.pack_again`."""
+    pipeline = _asked(options)
+    names = [p.name for p in pipeline.passes]
+    if not packed or names[:1] == ["unpack"]:
+        return pipeline
+    return Pipeline((load_pass("unpack")(), *pipeline.passes))
+
+
+def _asked(options: Options) -> Pipeline:
     if options.passes is not None:
         pipeline = Pipeline.parse(options.passes)
         need = [p.name for p in pipeline.passes if p.needs_data]

@@ -53,6 +53,7 @@ def optimize(
     job.run_passes()
     job.check_speed()
     job.shrink_weights()
+    job.pack_again()
     verification = job.verify_result()
     measured = job.measure()
     saved = job.save(target)

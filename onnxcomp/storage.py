@@ -11,7 +11,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, run_pass
 from onnxcomp.registry import load_pass
 
-__all__ = ["DOMAIN", "OPSET", "VERSION", "decoded_bytes", "is_packed", "plain"]
+__all__ = ["DOMAIN", "OPSET", "VERSION", "decoded_bytes", "is_packed", "note", "plain"]
 
 DOMAIN = "onnxcomp.storage"
 VERSION = 1  # of the domain: the meaning of its functions
@@ -40,3 +40,13 @@ def decoded_bytes(model: Model) -> int:
     """Most bytes that the packed weights of a model can have when they are decoded."""
     shapes = [n.attrs.get("shape") for n in model.nodes() if n.domain == DOMAIN]
     return sum(math.prod(s) * _WIDEST for s in shapes if isinstance(s, list) and all(isinstance(d, int) for d in s))
+
+
+def note(model: Model) -> str | None:
+    """A remark on how much of a model is packed, None for a plain one."""
+    calls = [n for n in model.nodes() if n.domain == DOMAIN]
+    streams = {t: w.nbytes for n in calls for t in n.inputs if (w := model.weight(t)) is not None}
+    if not calls:
+        return None
+    size = sum(streams.values())
+    return f"{len(calls)} weights are packed in {size:,} bytes; the rest of these figures is that of the plain model"

@@ -1,8 +1,8 @@
 """The payload of a constant tensor, left where it is until somebody reads it.
 
-A weight lies in an array, in a TensorProto, or in a byte range of a file, or is computed when it is read. Reading gives a read-only numpy array (for a
-large byte range: a memory map, so that a model larger than memory can be worked on weight by weight); nothing is
-cached. Weights are immutable: a pass that changes one makes another.
+A weight lies in an array, in a TensorProto, or in a byte range of a file, or is computed when it is read. Reading gives
+a read-only numpy array (for a large byte range: a memory map, so that a model larger than memory can be worked on
+weight by weight); nothing is cached. Weights are immutable: a pass that changes one makes another.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Numbers of 1 to 8 bits, packed without a gap.
 
-Numbers lie one behind the other, lowest bit first: number i has the bits from i*w on. They come in groups that end with
-a byte: of lcm(w, 8) bits, g = 8 / gcd(w, 8) numbers in w / gcd(w, 8) bytes. The packed form is an array [groups, bytes],
-whose last group is filled up with zeros, so that standard operators can take it apart column by column.
+Numbers lie one behind the other, lowest bit first: number i has the bits from i*w on. They come in groups that end
+with a byte: of lcm(w, 8) bits, 8 / gcd(w, 8) numbers in w / gcd(w, 8) bytes. The packed form is an array
+[groups, bytes], whose last group is filled up with zeros, so that standard operators can take it apart by columns.
 """
 
 from __future__ import annotations

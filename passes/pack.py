@@ -11,7 +11,7 @@ Tensors are encoded one at a time. `unpack` gives the plain model back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,10 +30,10 @@ from onnxcomp.passes.pack_nodes import (
     restore,
     restore_versions,
     store,
+    store_node,
     swap,
 )
 from onnxcomp.passes.pack_proof import inexact, unfolded
-from onnxcomp.passes.unpack import unpack_nodes
 from onnxcomp.storage import DOMAIN
 
 __all__ = ["Pack"]
@@ -80,7 +80,7 @@ class Pack(Pass):
 
 
 def _sites(model: Model, ctx: Context) -> list[Site]:
-    """The initializers that some encoding makes smaller."""
+    """The constants that some encoding makes smaller."""
     outputs = model.outputs()
     pinned = {
         p.value
@@ -88,29 +88,42 @@ def _sites(model: Model, ctx: Context) -> list[Site]:
         for a in s.header.quantization_annotation
         for p in a.quant_parameter_tensor_names
     }
-    packed = {t for n in model.nodes() if n.domain == DOMAIN for t in n.inputs}
-    items = [(scope, item) for scope in model.graph.scopes() for item in scope.initializers if item not in packed]
+    items = list(_constants(model))
     found: list[Site] = []
-    for position, (scope, item) in enumerate(items):
+    for position, (scope, item, node) in enumerate(items):
         ctx.progress(0.5 * position / len(items), "trying encodings")
         if isinstance(item, Variable):
             if item.default is not None and item.default.nbytes >= _SMALLEST:
                 ctx.refuse(item.name, "callers may override it, so ONNX Runtime does not fold what is made of it")
             continue
-        if item.weight.nbytes < _SMALLEST or not item.outputs or item.name in pinned:
+        value = item if node is None else node.outputs[0]
+        used = value.outputs or value in outputs
+        if item.weight.nbytes < _SMALLEST or not used or value.name in pinned:
             continue
-        reason = _unfit(item, item in outputs)
+        reason = _unfit(item, value in outputs, node)
         if reason is not None:
-            ctx.refuse(item.name, reason)
+            ctx.refuse(value.name, reason)
             continue
         options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values)]
         options = [(plan, size) for plan, size in options if size < plain_bytes(item)]
         if options:
-            found.append(Site(scope, item, len(found), tuple(options)))
+            found.append(Site(scope, item, node, len(found), tuple(options)))
     return found
 
 
-def _unfit(constant: Constant, is_output: bool) -> str | None:
+def _constants(model: Model) -> Iterator[tuple[Graph, Any, Node | None]]:
+    """Initializers, and the tensors of Constant nodes with their nodes, that are no streams of packed ones."""
+    streams = {t for n in model.nodes() if n.domain == DOMAIN for t in n.inputs}
+    roots = [model.graph, *(f.body for f in model.functions if f.header.domain != DOMAIN)]
+    for scope in (scope for root in roots for scope in root.scopes()):
+        yield from ((scope, item, None) for item in scope.initializers if item not in streams)
+        for node in scope.nodes:
+            held = node.attrs.get("value") if node.kind == "Constant" else None
+            if isinstance(held, Constant) and node.outputs[0] not in streams:
+                yield scope, held, node
+
+
+def _unfit(constant: Constant, is_output: bool, node: Node | None) -> str | None:
     """Why a constant cannot be packed, None if it can."""
     if is_output:
         return "it is an output of its graph"
@@ -118,7 +131,8 @@ def _unfit(constant: Constant, is_output: bool) -> str | None:
         return "it is a sparse tensor already"
     if constant.weight.data_type not in _TYPES:
         return f"ONNX Runtime has no Gather for elements of type {TensorProto.DataType.Name(constant.weight.data_type)}"
-    if plain_proto(constant.weight) is None:
+    remarks = constant.proto is not None and (constant.proto.doc_string or constant.proto.metadata_props)
+    if plain_proto(constant.weight) is None or (node is not None and remarks):
         return "its message is written in an unusual way that could not be given back bit for bit"
     return None
 
@@ -128,49 +142,56 @@ class _Packed:
     scope: Graph
     node: Node
     form: Form
-    number: int
     before: int
     after: int
 
 
 def _store(model: Model, chosen: list[tuple[Site, Plan, int]], ctx: Context, *, lazy: bool) -> list[_Packed]:
     """Put the calls in, and take back those that the runtime decodes to something else."""
-    add_decoders(model, {plan.form for _, plan, _ in chosen})
+    add_decoders(model, {plan.form for _, plan, _ in chosen}, {site.scope for site, _, _ in chosen})
     packed: list[_Packed] = []
+    wrong: dict[Node, str] = {}
     places: dict[Graph, dict[Any, list[Constant]]] = {}
     for position, (site, plan, size) in enumerate(chosen):
         ctx.progress(0.5 + 0.4 * position / len(chosen), f"packing {site.constant.name}")
         original = site.constant.values.tobytes()
-        node = store(model, site.scope, site.constant, plan, site.number, lazy=lazy)
-        places.setdefault(site.scope, {})[site.constant] = list(node.inputs)
-        packed.append(_Packed(site.scope, node, plan.form, site.number, site.bytes, size))
+        if site.node is None:
+            node = store(model, site.scope, site.constant, plan, site.number, lazy=lazy)
+            places.setdefault(site.scope, {})[site.constant] = list(node.inputs)
+        else:
+            node = site.node
+            store_node(model, site.scope, node, plan, site.number, lazy=lazy)
+        packed.append(_Packed(site.scope, node, plan.form, site.bytes, size))
         reason = inexact(model, node, original)
         if reason is not None:
-            ctx.refuse(site.constant.name, reason)
-            packed.pop()
-            places[site.scope][site.constant] = [restore(model, site.scope, node, plan.form, lazy=lazy)]
-            site.scope.remove([node])
+            wrong[node] = reason
     for scope, streams in places.items():
         swap(scope, streams)
-    return packed
+    return _without(model, packed, wrong, ctx, lazy=lazy)
 
 
 def _proven(model: Model, packed: list[_Packed], ctx: Context, *, lazy: bool) -> list[_Packed]:
     """Those that ONNX Runtime folds; the others go back, and decoders that nobody calls any more."""
     ctx.progress(0.9, "loading the packed model")
     sort(model)
-    left = unfolded(model, [p.node for p in packed])
-    for scope in {p.scope: None for p in packed if p.node in left}:
-        back = [p for p in packed if p.scope is scope and p.node in left]
-        for one in back:
-            ctx.refuse(one.node.outputs[0].name, left[one.node])
-        restored = {p.node: restore(model, scope, p.node, p.form, lazy=lazy) for p in back}
-        unpack_nodes(model, scope, restored)
+    kept = _without(model, packed, unfolded(model, [p.node for p in packed]), ctx, lazy=lazy)
     used = {n.op for n in model.nodes() if n.domain == DOMAIN}
     model.functions = [f for f in model.functions if f.header.domain != DOMAIN or f.header.name in used]
     if not used:
         restore_versions(model)
-    return [p for p in packed if p.node not in left]
+    return kept
+
+
+def _without(
+    model: Model, packed: list[_Packed], failed: Mapping[Node, str], ctx: Context, *, lazy: bool
+) -> list[_Packed]:
+    """Take some tensors back, with the reason."""
+    for node, reason in failed.items():
+        ctx.refuse(node.outputs[0].name, reason)
+    for scope in {p.scope: None for p in packed if p.node in failed}:
+        calls = {p.node: p.form for p in packed if p.scope is scope and p.node in failed}
+        restore(model, scope, calls, lazy=lazy)
+    return [p for p in packed if p.node not in failed]
 
 
 def _account(kept: list[_Packed], notes: list[str]) -> dict[str, Any]:

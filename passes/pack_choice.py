@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from onnxcomp.graph import Constant, Graph
+from onnxcomp.graph import Constant, Graph, Node
 from onnxcomp.passes.codec import Form, Plan
 from onnxcomp.passes.codec_functions import decoder
 from onnxcomp.storage import DOMAIN, OPSET, VERSION
@@ -26,10 +26,14 @@ __all__ = ["Site", "choose", "plain_bytes", "stored_bytes"]
 
 @dataclass(frozen=True)
 class Site:
-    """A tensor, where it is, and the plans that would make it smaller, each with the bytes that it needs in the file."""
+    """A tensor, where it is, and the plans that would make it smaller, each with its bytes in the file.
+
+    `node` is the Constant node that holds it, None for an initializer.
+    """
 
     scope: Graph
     constant: Constant
+    node: Node | None
     number: int
     plans: tuple[tuple[Plan, int], ...]
 
@@ -45,7 +49,7 @@ def choose(sites: Sequence[Site], there: Iterable[Form] = ()) -> list[tuple[Site
     costs = np.asarray([0 if form in free else _decoder_bytes(form) for form in forms], np.int64)
     sizes = np.empty((len(sites), len(forms)), np.int64)
     for row, site in enumerate(sites):
-        best = {form: site.bytes for form in forms}
+        best = dict.fromkeys(forms, site.bytes)
         best.update((plan.form, size) for plan, size in sorted(site.plans, key=lambda p: -p[1]))
         sizes[row] = [best[form] for form in forms]
     plain = np.asarray([site.bytes for site in sites], np.int64)
@@ -97,7 +101,7 @@ def stored_bytes(constant: Constant, plan: Plan, number: int) -> int:
         attributes["groups"] = plan.groups
     node = helper.make_node(plan.form.name, names, [constant.name], domain=DOMAIN, **attributes)
     size = _entry(node.ByteSize())
-    kinds = {letter: onnx.TensorProto.UINT8 for letter in plan.shapes} | {"t": constant.weight.data_type}
+    kinds = dict.fromkeys(plan.shapes, onnx.TensorProto.UINT8) | {"t": constant.weight.data_type}
     for (letter, shape), name in zip(plan.shapes.items(), names, strict=True):
         size += _tensor_bytes(name, kinds[letter], shape, _elements(shape))
     return size + (constant.weight.nbytes // constant.weight.size - 1) * _elements(plan.shapes["t"])

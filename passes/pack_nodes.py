@@ -5,11 +5,11 @@ The streams stand in the list of initializers where the tensor was, so that it c
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
@@ -22,10 +22,21 @@ from onnxcomp.serde import STUB_BYTES, export_model, from_proto
 from onnxcomp.storage import DOMAIN, OPSET, VERSION
 from onnxcomp.weights import Weight
 
-__all__ = ["add_decoders", "forms", "plain_proto", "raise_versions", "restore", "restore_versions", "store", "swap"]
+__all__ = [
+    "add_decoders",
+    "forms",
+    "plain_proto",
+    "raise_versions",
+    "restore",
+    "restore_versions",
+    "store",
+    "store_node",
+    "swap",
+]
 
 Array = npt.NDArray[Any]
 _TYPED = "typed"  # attribute: the values were listed one by one, in the field for their type
+_ORIGIN = "constant"  # attribute: the tensor was in a Constant node, under this name
 _LOWEST_IR = 8  # the first with local functions
 _STANDARD = ("", "ai.onnx")
 
@@ -38,35 +49,80 @@ def store(model: Model, scope: Graph, constant: Constant, plan: Plan, number: in
 
     `lazy`: encode anew when a stream is read, instead of keeping it.
     """
-    weight, form = constant.weight, plan.form
-    attributes: dict[str, Any] = {}
-    streams = []
-    encoded = encode(weight.load(), plan)
-    for letter, shape in plan.shapes.items():
-        if lazy:
-            dtype = encoded.streams[letter].dtype
-            held = Weight.computed(dtype, shape, lambda name=letter: encode(weight.load(), plan).streams[name])
-        else:
-            held = Weight.from_array(encoded.streams[letter])
-        streams.append(Constant(model.fresh(f"{letter}{number}"), held))
-    attributes.update(encoded.attributes)
-    if plain_proto(weight) == _TYPED:
-        attributes[_TYPED] = 1
     value = Variable(constant.name, dtype=constant.dtype, shape=list(constant.shape))
     value.info = constant.info
     model.redirect(constant, value)
-    node = scope.add(form.name, streams, [value], domain=DOMAIN, attrs=attributes)
+    node = Node("", outputs=[value])
+    scope.nodes.append(node)
+    _call(model, node, constant.weight, plan, number, lazy=lazy)
     if constant.proto is not None:
         before = constant.proto
         node.proto = onnx.NodeProto(doc_string=before.doc_string or None, metadata_props=before.metadata_props)
     return node
 
 
-def restore(model: Model, scope: Graph, node: Node, form: Form, *, lazy: bool) -> Constant:
-    """The constant that a call of a decoder stands for, in the place of its value; see `store`.
+def store_node(model: Model, scope: Graph, node: Node, plan: Plan, number: int, *, lazy: bool) -> None:
+    """Make a Constant node a call of the decoder. The streams are initializers, in functions Constant nodes."""
+    constant = node.attrs["value"]
+    node.attrs.clear()
+    _call(model, node, constant.weight, plan, number, lazy=lazy)
+    node.attrs[_ORIGIN] = constant.name
+    scope.initializers.extend(node.inputs)
 
-    Raises ModelError if the call does not fit the form.
+
+def _call(model: Model, node: Node, weight: Weight, plan: Plan, number: int, *, lazy: bool) -> None:
+    streams = []
+    encoded = encode(weight.load(), plan)
+    for letter, shape in plan.shapes.items():
+        if lazy:
+            dtype = encoded.streams[letter].dtype
+            held = Weight.computed(dtype, shape, functools.partial(_stream, weight, plan, letter))
+        else:
+            held = Weight.from_array(encoded.streams[letter])
+        streams.append(Constant(model.fresh(f"{letter}{number}"), held))
+    node.op, node.domain, node.inputs = plan.form.name, DOMAIN, streams
+    node.attrs.update(encoded.attributes)
+    if plain_proto(weight) == _TYPED:
+        node.attrs[_TYPED] = 1
+
+
+def _stream(weight: Weight, plan: Plan, letter: str) -> Array:
+    return encode(weight.load(), plan).streams[letter]
+
+
+def restore(model: Model, scope: Graph, calls: Mapping[Node, Form], *, lazy: bool) -> None:
+    """Put constants in the places of calls of decoders, and take out streams that nobody reads any more.
+
+    `lazy`: decode anew when a constant is read. Raises ModelError if a call does not fit its form.
     """
+    places: dict[Any, list[Constant]] = {}
+    origins: dict[Node, Constant] = {}
+    listed = set(scope.initializers)
+    for node, form in calls.items():
+        constant = _constant(model, node, form, lazy=lazy)
+        streams = [t for t in dict.fromkeys(node.inputs) if all(reader in calls for reader in t.outputs)]
+        for stream in streams:
+            places.setdefault(stream, [])
+        if _ORIGIN in node.attrs:
+            origins[node] = constant
+            continue
+        model.redirect(node.outputs[0], constant)
+        first = next((t for t in streams if t in listed), None)
+        if first is None:
+            scope.initializers.append(constant)
+        else:
+            places[first].append(constant)
+    scope.remove([n for n in calls if n not in origins])
+    for node, constant in origins.items():
+        node.op, node.domain, node.inputs = "Constant", "", []
+        node.attrs.clear()
+        node.attrs["value"] = constant
+    scope.remove([producer for stream in places for producer in stream.inputs])
+    swap(scope, places)
+
+
+def _constant(model: Model, node: Node, form: Form, *, lazy: bool) -> Constant:
+    """The constant that a call stands for."""
     value = node.outputs[0]
     streams, attributes = _streams(model, node, form), _attributes(node, form)
 
@@ -81,10 +137,11 @@ def restore(model: Model, scope: Graph, node: Node, form: Form, *, lazy: bool) -
         weight = Weight.from_proto(_typed_proto(weight))
     constant = Constant(value.name, weight)
     constant.info = value.info
-    if node.proto is not None and (node.proto.doc_string or node.proto.metadata_props):
+    if _ORIGIN in node.attrs:
+        constant.name = str(node.attrs[_ORIGIN])
+    elif node.proto is not None and (node.proto.doc_string or node.proto.metadata_props):
         before = node.proto
         constant.proto = onnx.TensorProto(doc_string=before.doc_string or None, metadata_props=before.metadata_props)
-    model.redirect(value, constant)
     return constant
 
 
@@ -170,10 +227,12 @@ def forms(model: Model) -> dict[str, Form]:
     return found
 
 
-def add_decoders(model: Model, needed: set[Form]) -> None:
-    """Give a model the functions that it needs and lacks."""
-    if not needed:
-        return
+def add_decoders(model: Model, needed: set[Form], scopes: set[Graph]) -> None:
+    """Give a model the functions that it needs and lacks, and let them be called in some scopes."""
+    for function in model.functions:
+        inside = any(scope in scopes for scope in function.body.scopes())
+        if inside and all(o.domain != DOMAIN for o in function.header.opset_import):
+            function.header.opset_import.add(domain=DOMAIN, version=VERSION)
     there = {f.header.name for f in model.functions if f.header.domain == DOMAIN}
     model.import_domain(DOMAIN, VERSION)
     protos = [decoder(form, model.opset) for form in sorted(needed, key=lambda f: f.name) if form.name not in there]
@@ -216,11 +275,12 @@ def raise_versions(model: Model) -> list[str]:
 
 def restore_versions(model: Model) -> None:
     """Take the domain out of a model, and go back to the versions that it had, unless others were set since."""
-    kept = [o for o in model.header.opset_import if o.domain != DOMAIN]
+    headers: list[Any] = [model.header, *(f.header for f in model.functions)]
     note = next((p.value for p in model.header.metadata_props if p.key == DOMAIN), None)
     props = [p for p in model.header.metadata_props if p.key != DOMAIN]
     model.functions = [f for f in model.functions if f.header.domain != DOMAIN]
-    _replace(model.header.opset_import, kept)
+    for header in headers:
+        _replace(header.opset_import, [o for o in header.opset_import if o.domain != DOMAIN])
     _replace(model.header.metadata_props, props)
     if note is None:
         return

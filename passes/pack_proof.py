@@ -7,7 +7,6 @@ Both are found out, not assumed. Constant folding has limits that are not writte
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
 import onnx
 
@@ -26,22 +25,27 @@ def unfolded(model: Model, nodes: Iterable[Node]) -> dict[Node, str]:
         found = optimized_graph(model)
     except OnnxcompError as error:
         return dict.fromkeys(calls, f"ONNX Runtime does not load the model with it: {error}")
-    made: dict[str, str] = {}
-    read: dict[str, str] = {}
-    for node in _nodes(found.graph):
-        kind = f"{node.domain}.{node.op_type}" if node.domain == DOMAIN else node.op_type
-        made.update((name, kind) for name in node.output)
-        read.update((name, kind) for name in node.input)
+    made = {name: node.op_type for node in _nodes(found.graph) for name in node.output if name}
+    read = {name: node.op_type for node in _nodes(found.graph) for name in node.input if name}
+    inlined = {node for f in model.functions for scope in f.body.scopes() for node in scope.nodes}
     left: dict[Node, str] = {}
     for call in calls:
-        value = call.outputs[0].name
-        reader = next((read[t.name] for t in call.inputs if t.name in read), None)
-        if value in made or reader is not None:
-            left[call] = f"ONNX Runtime does not fold its decoder at load: {made.get(value, reader)} remains"
+        found_in = [_find(made, call.outputs[0].name, call in inlined)]
+        found_in += [_find(read, t.name, call in inlined) for t in call.inputs]
+        remains = next(filter(None, found_in), None)
+        if remains is not None:
+            left[call] = f"ONNX Runtime does not fold its decoder when it loads the model: {remains} remains"
     return left
 
 
-def inexact(model: Model, call: Node, original: Mapping[str, Any] | bytes) -> str | None:
+def _find(names: Mapping[str, str], name: str, inlined: bool) -> str | None:
+    """The entry of a value; what was in the body of a function is renamed when it is inlined."""
+    if not inlined:
+        return names.get(name)
+    return next((v for n, v in names.items() if n.startswith("_inlfunc_") and n.endswith(f"_{name}")), None)
+
+
+def inexact(model: Model, call: Node, original: bytes) -> str | None:
     """Why the decoder does not give `original` (the bytes of the tensor), None if it does.
 
     The runtime decodes it alone and unoptimized. Of an element type without numpy type nothing can be read back.

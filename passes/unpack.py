@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from onnxcomp.graph import Constant, Graph, Model, Node
+from onnxcomp.errors import ModelError
+from onnxcomp.graph import Model, Node
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.pack_nodes import forms, restore, restore_versions, swap
+from onnxcomp.passes.codec import Form
+from onnxcomp.passes.pack_nodes import forms, restore, restore_versions
 from onnxcomp.storage import DOMAIN, decoded_bytes, is_packed
 
 __all__ = ["Unpack"]
@@ -34,25 +36,14 @@ class Unpack(Pass):
         for scope in list(model.scopes()):
             calls = [n for n in scope.nodes if n.domain == DOMAIN]
             chosen = [n for n in calls if ctx.allow(f"{n.outputs[0].name} from {n.op}")]
-            unpack_nodes(model, scope, {n: restore(model, scope, n, known[n.op], lazy=lazy) for n in chosen})
+            restore(model, scope, {n: _form(known, n) for n in chosen}, lazy=lazy)
             count, left = count + len(chosen), left + len(calls) - len(chosen)
         if not left:
             restore_versions(model)
         return {"unpacked": count}
 
 
-def unpack_nodes(model: Model, scope: Graph, restored: Mapping[Node, Constant]) -> None:
-    """Take calls out of a scope, and their streams, in whose place the constants go."""
-    places: dict[Any, list[Constant]] = {}
-    for node, constant in restored.items():
-        streams = [t for t in dict.fromkeys(node.inputs) if all(reader in restored for reader in t.outputs)]
-        listed = set(scope.initializers)
-        for stream in streams:
-            places.setdefault(stream, [])
-        first = next((t for t in streams if t in listed), None)
-        if first is None:
-            scope.initializers.append(constant)
-        else:
-            places[first] = [*places[first], constant]
-    scope.remove(restored)
-    swap(scope, places)
+def _form(known: Mapping[str, Form], node: Node) -> Form:
+    if node.op not in known or len(node.outputs) != 1:
+        raise ModelError(f"node {node.label!r} calls {node.kind}, which the model does not define: it is damaged")
+    return known[node.op]
