@@ -15,7 +15,7 @@ __all__ = ["DOMAIN", "OPSET", "VERSION", "decoded_bytes", "is_packed", "note", "
 
 DOMAIN = "onnxcomp.storage"
 VERSION = 1  # of the domain: the meaning of its functions
-OPSET = 13  # the oldest version of the standard operators that decoders are written in
+OPSET = 12  # the oldest version of the standard operators that decoders are written in: Constant with value_ints
 _WIDEST = 8  # bytes of an element, at most
 
 

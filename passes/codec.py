@@ -17,36 +17,42 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.passes.codec_bits import pack_numbers, packed_shape, unpack_numbers
+from onnxcomp.passes.codec_bits import group, pack_numbers, packed_shape, unpack_numbers
 
-__all__ = ["Encoded", "Form", "Plan", "decode", "encode", "plans"]
+__all__ = ["MAX_ELEMENTS", "Encoded", "Form", "Plan", "decode", "encode", "plans"]
 
 Array = npt.NDArray[Any]
 MAX_CODES = 256
+# Elements of a tensor that is decoded as a whole: ONNX Runtime folds no node that gives more than 1 GiB, here of int32.
+MAX_ELEMENTS = 1 << 28
 _MAX_LOW = 8
 _SAMPLE = 1 << 16
-_NAME = re.compile(r"(?:(Bitmap)|Rice([1-8]))?(?:Values|Codes([0-8]))(Grouped)?")
+_NAME = re.compile(r"(?:(Bitmap)|(Rows)|Rice([1-8]))?(?:Values|Codes([0-8]))(Grouped)?")
 
 
 @dataclass(frozen=True, order=True)
 class Form:
     """What a decoder has to know. `positions`: None for a dense form, else l; `width`: bits of a code, or None for
-    values as they are (sparse only).
+    values as they are (sparse only). `rows`: a dense table of which single rows are decoded, when they are looked up.
     """
 
     positions: int | None
     width: int | None
     grouped: bool = False
+    rows: bool = False
 
     @property
     def name(self) -> str:
-        places = "" if self.positions is None else "Bitmap" if self.positions == 0 else f"Rice{self.positions}"
+        places = "Rows" if self.rows else ""
+        if self.positions is not None:
+            places = f"Rice{self.positions}" if self.positions else "Bitmap"
         values = "Values" if self.width is None else f"Codes{self.width}"
         return places + values + ("Grouped" if self.grouped else "")
 
@@ -55,22 +61,36 @@ class Form:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        bitmap, low, width, grouped = match.groups()
+        bitmap, rows, low, width, grouped = match.groups()
         positions = 0 if bitmap else int(low) if low else None
-        form = cls(positions, int(width) if width else None, bool(grouped))
+        form = cls(positions, int(width) if width else None, bool(grouped), bool(rows))
         sensible = form.width is not None or (form.positions is not None and not form.grouped)
-        return form if sensible and form.name == name else None
+        if form.rows:
+            sensible = bool(form.width) and not form.grouped
+        return form if sensible else None
 
     @property
-    def inputs(self) -> tuple[str, ...]:
+    def streams(self) -> tuple[str, ...]:
         """Names of the streams: b(its of the places), r(ests of the gaps), c(odes), t(able)."""
         used = {"b": self.positions is not None, "r": bool(self.positions), "c": bool(self.width), "t": True}
         return tuple(name for name, there in used.items() if there)
 
     @property
+    def inputs(self) -> tuple[str, ...]:
+        """The streams, and the i(ndices) of rows."""
+        return (*self.streams, "i") if self.rows else self.streams
+
+    @property
     def attributes(self) -> tuple[str, ...]:
-        used = {"shape": True, "count": bool(self.positions), "groups": self.grouped}
+        used = {"shape": not self.rows, "count": bool(self.positions), "groups": self.grouped}
         return tuple(name for name, there in used.items() if there)
+
+    def shape(self, attributes: Mapping[str, list[int]], codes: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the tensor, from the attributes of the call and the shape of the codes."""
+        if not self.rows:
+            return tuple(attributes["shape"])
+        rows, groups, _ = codes
+        return rows, groups * group(self.width or 8)[0]
 
 
 @dataclass(frozen=True)
@@ -95,14 +115,31 @@ class Encoded:
 # --- what is possible ------------------------------------------------------------------------------------------
 
 
-def plans(values: Array) -> list[Plan]:
-    """The encodings of a tensor that are smaller than it is, without any overhead of a file."""
+def plans(values: Array, *, rows: bool = False) -> list[Plan]:
+    """The encodings of a tensor that are smaller than it is, without any overhead of a file.
+
+    `rows`: those only of which rows can be decoded alone, if there are any.
+    """
     bits = _patterns(values)
     if not bits.size:
         return []
+    if rows and (plan := _rows_plan(bits, values.shape)) is not None:
+        return [plan]
     facts = _Facts(bits, values.shape)
     found = [plan for positions in facts.positions() for plan in facts.plans(positions)]
     return [plan for plan in found if plan.nbytes < bits.nbytes]
+
+
+def _rows_plan(bits: Array, shape: tuple[int, ...]) -> Plan | None:
+    """Dense codes of a table [rows, columns] whose rows end with a byte."""
+    table = _distinct(bits)
+    width = 0 if table is None or len(table) > MAX_CODES else _width(len(table))
+    if table is None or not width or len(shape) != 2 or shape[1] % group(width)[0]:
+        return None
+    groups, size = packed_shape(shape[1], width)
+    codes = (shape[0], groups, size)
+    nbytes = math.prod(codes) + table.nbytes
+    return Plan(Form(None, width, rows=True), {"c": codes, "t": table.shape}, nbytes) if nbytes < bits.nbytes else None
 
 
 class _Facts:
@@ -209,6 +246,8 @@ def _grouped(
 def _by_presence(view: Array, table: Array) -> dict[int, tuple[int, int]]:
     """Most patterns by group size, where a table of all patterns exists."""
     channels = view.shape[1]
+    if _width(len(np.unique(view[:, 0]))) >= _width(len(table)):
+        return {}
     codes = np.searchsorted(table, view)
     codes += np.arange(channels)[None, :, None] * len(table)
     there = np.bincount(codes.reshape(-1), minlength=channels * len(table)).reshape(channels, -1) > 0
@@ -250,7 +289,7 @@ def encode(values: Array, plan: Plan) -> Encoded:
     """The streams of a tensor for one of its plans."""
     form, bits = plan.form, _patterns(values)
     streams: dict[str, Array] = {}
-    attributes: dict[str, list[int]] = {"shape": list(values.shape)}
+    attributes: dict[str, list[int]] = {} if form.rows else {"shape": list(values.shape)}
     held: Array = np.arange(bits.size) if form.positions is None else np.flatnonzero(bits)
     if form.positions is not None:
         gaps = np.diff(held, prepend=-1) - 1
@@ -266,6 +305,8 @@ def encode(values: Array, plan: Plan) -> Encoded:
     codes, table = _coded(bits if form.positions is None else bits[held], held, plan)
     if form.width:
         streams["c"] = pack_numbers(codes, form.width)
+        if form.rows:
+            streams["c"] = streams["c"].reshape(plan.shapes["c"])
     streams["t"] = table.view(values.dtype)
     return Encoded(form, streams, attributes)
 
@@ -302,13 +343,14 @@ def _coded(kept: Array, held: Array, plan: Plan) -> tuple[Array, Array]:
 def decode(encoded: Encoded) -> Array:
     """The tensor, bit for bit. Raises ValueError if the streams do not fit each other."""
     form, streams = encoded.form, encoded.streams
-    shape = encoded.attributes["shape"]
+    shape = form.shape(encoded.attributes, streams["c"].shape if form.width else ())
     size = math.prod(shape)
+    _check(encoded, size)
     table = streams["t"]
     index = np.zeros(size, np.int64)
     if form.positions is None:
         if form.width:
-            index[:] = unpack_numbers(streams["c"], form.width, size)
+            index[:] = unpack_numbers(streams["c"].reshape(-1, group(form.width)[1]), form.width, size)
     else:
         held = _places(encoded, size)
         if form.width is None:
@@ -323,6 +365,24 @@ def decode(encoded: Encoded) -> Array:
     if size and not 0 <= int(index.max()) < len(patterns):
         raise ValueError(f"code {int(index.max())} is beyond the {len(patterns)} values of the table")
     return patterns[index].view(table.dtype).reshape(shape)
+
+
+def _check(encoded: Encoded, size: int) -> None:
+    """Raise ValueError if streams or attributes cannot be those of a tensor of that size."""
+    form, streams, attributes = encoded.form, encoded.streams, encoded.attributes
+    if size > MAX_ELEMENTS and not form.rows:
+        raise ValueError(f"{size} elements are more than {MAX_ELEMENTS}")
+    for letter, width in (("b", 1), ("r", form.positions or 1), ("c", form.width or 1)):
+        if letter in streams and streams[letter].shape[-1:] != (group(width)[1],):
+            raise ValueError(f"stream {letter} of shape {list(streams[letter].shape)} has no numbers of {width} bits")
+    if streams["t"].ndim != 1 + form.grouped or not streams["t"].size:
+        raise ValueError(f"the table has shape {list(streams['t'].shape)}")
+    if form.positions is None and form.width and streams["c"].size * 8 < size * form.width:
+        raise ValueError(f"there are too few codes for {size} elements")
+    groups = attributes.get("groups", [1, 1, size])
+    fits = len(groups) == 3 and math.prod(groups) == size and (not form.grouped or len(streams["t"]) == groups[1])
+    if not fits or len(attributes.get("count", [0])) != 1:
+        raise ValueError(f"groups {groups} or the count do not fit {size} elements")
 
 
 def _places(encoded: Encoded, size: int) -> npt.NDArray[np.int64]:

@@ -4,7 +4,7 @@ One function per form (see codec.py). Inputs, as far as the form has them: the b
 of the gaps, the codes, the table. Attributes: `shape` of the tensor, `count` of the values that are stored, `groups`
 [outer, groups, inner], the view of the tensor in which each group has a row of the table.
 
-Only operators of opset 13 are used (so there is no BitwiseAnd), and no operator whose output shape depends on data,
+Only operators of opset 12 are used (so there is no BitwiseAnd), and no operator whose output shape depends on data,
 such as NonZero: ONNX Runtime does not fold what it cannot infer. All intermediate numbers are uint8 or int32; values
 pass through Gather only, which copies them bit for bit whatever their type.
 """
@@ -28,21 +28,23 @@ from onnxcomp.storage import DOMAIN, OPSET
 __all__ = ["decoder", "form_of"]
 
 # Names of values: short, as every file carries them, and none of those of inputs and outputs.
-_LETTERS = [letter for letter in string.ascii_letters if letter not in "brcty"]
+_LETTERS = [letter for letter in string.ascii_letters if letter not in "bcirty"]
 
 
 @functools.cache
 def _decoder(form: Form) -> onnx.FunctionProto:
     body = _Body()
-    table = _indices(body, form)
-    body.result(form, table)
+    if form.rows:
+        body.rows(form.width or 8)
+    else:
+        body.result(form, _indices(body, form))
     return helper.make_function(
         DOMAIN, form.name, list(form.inputs), ["y"], body.nodes, [helper.make_opsetid("", OPSET)], list(form.attributes)
     )
 
 
 def decoder(form: Form, opset: int) -> onnx.FunctionProto:
-    """The function that decodes a form, importing the standard operators in version `opset`, at least 13."""
+    """The function that decodes a form, importing the standard operators in version `opset`, at least `OPSET`."""
     function = onnx.FunctionProto()
     function.CopyFrom(_decoder(form))
     function.opset_import[0].version = opset
@@ -111,8 +113,8 @@ class _Body:
         empty = self.op("Expand", self.array([0], np.int32), size)
         return self.op("ScatterElements", empty, places, values)
 
-    def numbers(self, packed: str, width: int, count: str | None) -> str:
-        """int32 [count], or with what fills the last group, of numbers packed as in codec_bits.py."""
+    def numbers(self, packed: str, width: int, count: str | None, shape: str | None = None) -> str:
+        """int32 [count], or with what fills the last group, of numbers packed as in codec_bits.py; or of a shape."""
         per_group, size = group(width)
         if width == 8:
             parts = packed
@@ -124,6 +126,8 @@ class _Body:
         flat = self.op("Reshape", parts, self.ints(-1))
         if count is not None:
             flat = self.op("Slice", flat, self.ints(0), count)
+        if shape is not None:  # here, where a number takes one byte
+            flat = self.op("Reshape", flat, shape)
         return flat if size > 1 else self.int32(flat)
 
     def cut(self, value: str, left: Sequence[int], right: int) -> str:
@@ -137,17 +141,25 @@ class _Body:
         starts = [width * k for k in range(per_group)]
         first = [s // 8 for s in starts]
         inside = [min(8 - s % 8, width) for s in starts]  # bits in the first byte
-        low = self.op("Gather", packed, self.ints(*first), axis=1)
+        low = self.op("Gather", packed, self.ints(*first), axis=-1)
         up = [8 - s % 8 - n for s, n in zip(starts, inside, strict=True)]
         low = self.op("BitShift", low, self.array(up, np.uint8), direction="LEFT")
         low = self.op("BitShift", low, self.array([8 - n for n in inside], np.uint8), direction="RIGHT")
-        high = self.op("Gather", packed, self.ints(*(min(f + 1, size - 1) for f in first)), axis=1)
+        high = self.op("Gather", packed, self.ints(*(min(f + 1, size - 1) for f in first)), axis=-1)
         rest = [8 - width + n if n < width else 0 for n in inside]
         shifts = self.array(rest, np.uint8)
         high = self.op("BitShift", high, shifts, direction="LEFT")
         high = self.op("BitShift", high, shifts, direction="RIGHT")
         factors = self.array([1 << n if n < width else 0 for n in inside], np.int32)
         return self.op("Add", self.int32(low), self.op("Mul", self.int32(high), factors))
+
+    def rows(self, width: int) -> None:
+        """The values of the rows at some indices; their codes are uint8 [rows, groups, bytes]."""
+        index = self.numbers(self.op("Gather", "c", "i"), width, None)
+        columns = self.op("Slice", self.op("Shape", "c"), self.ints(1), self.ints(2))
+        columns = self.op("Mul", columns, self.ints(group(width)[0]))
+        shape = self.op("Concat", self.op("Shape", "i"), columns, axis=0)
+        self.nodes.append(helper.make_node("Gather", ["t", self.op("Reshape", index, shape)], ["y"]))
 
     def result(self, form: Form, index: str) -> None:
         """The values of the table at an index, in the shape of the tensor."""
@@ -158,21 +170,26 @@ class _Body:
             width = self.op("Expand", self.int32(columns), rows)
             starts = self.op("CumSum", width, self.ints(0), exclusive=1)
             starts = self.op("Reshape", starts, self.ints(-1, 1))
-            view = self.op("Reshape", index, self.attribute("groups"))
-            index = self.op("Add", view, starts)
+            index = self.op("Add", index, starts)
             table = self.op("Reshape", "t", self.ints(-1))
-        shaped = self.op("Reshape", index, self.attribute("shape"))
-        self.nodes.append(helper.make_node("Gather", [table, shaped], ["y"]))
+            index = self.op("Reshape", index, self.attribute("shape"))
+        self.nodes.append(helper.make_node("Gather", [table, index], ["y"]))
 
 
 def _indices(body: _Body, form: Form) -> str:
-    """int32 [size]: for each element its place in the table."""
+    """For each element its place in the table, or in its row of it: int32 of the shape, or of that of the groups."""
+    view = body.attribute("groups" if form.grouped else "shape")
     if form.positions is None:
         if form.width == 0:
-            return body.op("Expand", body.array([0], np.int32), body.size)
-        return body.numbers("c", form.width or 0, body.size)
+            return body.op("Expand", body.array([0], np.int32), view)
+        return body.numbers("c", form.width or 0, body.size, view)
+    return body.op("Reshape", _sparse_indices(body, form, form.positions), view)
+
+
+def _sparse_indices(body: _Body, form: Form, low: int) -> str:
+    """int32 [size]: 0 for zeros, for other elements one more than their code, or than the number of those before."""
     one = body.array([1], np.int32)
-    if form.positions == 0:
+    if low == 0:
         mask = body.numbers("b", 1, body.size)
         if form.width == 0:
             return mask
@@ -182,7 +199,7 @@ def _indices(body: _Body, form: Form) -> str:
         codes = body.op("Add", body.numbers("c", form.width, None), one)
         return body.op("Gather", body.op("Concat", body.array([0], np.int32), codes, axis=0), rank)
     count = body.attribute("count")
-    places = _rice_positions(body, form.positions, count)
+    places = _rice_positions(body, low, count)
     if form.width is None:
         codes = body.cumulated(body.op("Expand", one, count))
     elif form.width == 0:

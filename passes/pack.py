@@ -20,7 +20,7 @@ from onnx import TensorProto
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.codec import Form, Plan, plans
+from onnxcomp.passes.codec import MAX_ELEMENTS, Form, Plan, plans
 from onnxcomp.passes.pack_choice import Site, choose, plain_bytes, stored_bytes
 from onnxcomp.passes.pack_nodes import (
     add_decoders,
@@ -31,6 +31,7 @@ from onnxcomp.passes.pack_nodes import (
     restore_versions,
     store,
     store_node,
+    store_rows,
     swap,
 )
 from onnxcomp.passes.pack_proof import inexact, unfolded
@@ -44,6 +45,7 @@ _TYPES = frozenset(
     for name in "FLOAT FLOAT16 DOUBLE BFLOAT16 INT8 UINT8 INT16 UINT16 INT32 UINT32 INT64 UINT64 BOOL".split()
 )
 _SMALLEST = 64  # bytes of a tensor; the node alone takes more
+_TABLE_BYTES = 4096  # of a table that stays packed at run time; below, what is saved is not worth a slower look-up
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,29 @@ def _sites(model: Model, ctx: Context) -> list[Site]:
         if reason is not None:
             ctx.refuse(value.name, reason)
             continue
-        options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values)]
+        rows = node is None and _is_looked_up(scope, item)
+        if item.weight.size > MAX_ELEMENTS and not rows:
+            ctx.refuse(value.name, f"ONNX Runtime does not fold decoders of more than {MAX_ELEMENTS:,} elements")
+            continue
+        options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values, rows=rows)]
         options = [(plan, size) for plan, size in options if size < plain_bytes(item)]
         if options:
             found.append(Site(scope, item, node, len(found), tuple(options)))
     return found
+
+
+def _is_looked_up(scope: Graph, constant: Constant) -> bool:
+    """Whether a constant is a large table of which nodes of its own scope take rows, and nothing else."""
+    plain = constant.proto is None or not (constant.proto.doc_string or constant.proto.metadata_props)
+    return (
+        plain
+        and constant.weight.nbytes >= _TABLE_BYTES
+        and all(
+            n.kind == "Gather" and n.inputs[0] is constant and n.inputs[1] is not constant and not n.attrs.get("axis")
+            for n in constant.outputs
+        )
+        and not set(constant.outputs) - set(scope.nodes)
+    )
 
 
 def _constants(model: Model) -> Iterator[tuple[Graph, Any, Node | None]]:
@@ -140,10 +160,16 @@ def _unfit(constant: Constant, is_output: bool, node: Node | None) -> str | None
 @dataclass(frozen=True)
 class _Packed:
     scope: Graph
-    node: Node
+    nodes: tuple[Node, ...]
     form: Form
+    constant: Constant
     before: int
     after: int
+
+    @property
+    def name(self) -> str:
+        first = self.nodes[0]
+        return self.constant.name if self.form.rows else str(first.outputs[0].name)
 
 
 def _store(model: Model, chosen: list[tuple[Site, Plan, int]], ctx: Context, *, lazy: bool) -> list[_Packed]:
@@ -154,17 +180,21 @@ def _store(model: Model, chosen: list[tuple[Site, Plan, int]], ctx: Context, *, 
     places: dict[Graph, dict[Any, list[Constant]]] = {}
     for position, (site, plan, size) in enumerate(chosen):
         ctx.progress(0.5 + 0.4 * position / len(chosen), f"packing {site.constant.name}")
-        original = site.constant.values.tobytes()
-        if site.node is None:
+        if plan.form.rows:
+            nodes = list(site.constant.outputs)
+            store_rows(model, site.constant, plan, site.number, lazy=lazy)
+            places.setdefault(site.scope, {})[site.constant] = nodes[0].inputs[: len(plan.form.streams)]
+        elif site.node is None:
             node = store(model, site.scope, site.constant, plan, site.number, lazy=lazy)
             places.setdefault(site.scope, {})[site.constant] = list(node.inputs)
+            nodes = [node]
         else:
-            node = site.node
-            store_node(model, site.scope, node, plan, site.number, lazy=lazy)
-        packed.append(_Packed(site.scope, node, plan.form, site.bytes, size))
-        reason = inexact(model, node, original)
+            nodes = [site.node]
+            store_node(model, site.scope, site.node, plan, site.number, lazy=lazy)
+        packed.append(_Packed(site.scope, tuple(nodes), plan.form, site.constant, site.bytes, size))
+        reason = inexact(model, nodes[0], plan.form, site.constant.weight)
         if reason is not None:
-            wrong[node] = reason
+            wrong[nodes[0]] = reason
     for scope, streams in places.items():
         swap(scope, streams)
     return _without(model, packed, wrong, ctx, lazy=lazy)
@@ -174,7 +204,7 @@ def _proven(model: Model, packed: list[_Packed], ctx: Context, *, lazy: bool) ->
     """Those that ONNX Runtime folds; the others go back, and decoders that nobody calls any more."""
     ctx.progress(0.9, "loading the packed model")
     sort(model)
-    kept = _without(model, packed, unfolded(model, [p.node for p in packed]), ctx, lazy=lazy)
+    kept = _without(model, packed, unfolded(model, [p.nodes[0] for p in packed if not p.form.rows]), ctx, lazy=lazy)
     used = {n.op for n in model.nodes() if n.domain == DOMAIN}
     model.functions = [f for f in model.functions if f.header.domain != DOMAIN or f.header.name in used]
     if not used:
@@ -186,21 +216,21 @@ def _without(
     model: Model, packed: list[_Packed], failed: Mapping[Node, str], ctx: Context, *, lazy: bool
 ) -> list[_Packed]:
     """Take some tensors back, with the reason."""
-    for node, reason in failed.items():
-        ctx.refuse(node.outputs[0].name, reason)
-    for scope in {p.scope: None for p in packed if p.node in failed}:
-        calls = {p.node: p.form for p in packed if p.scope is scope and p.node in failed}
-        restore(model, scope, calls, lazy=lazy)
-    return [p for p in packed if p.node not in failed]
+    back = [p for p in packed if p.nodes[0] in failed]
+    for one in back:
+        ctx.refuse(one.name, failed[one.nodes[0]])
+    for scope in {p.scope: None for p in back}:
+        restore(model, scope, {n: p.form for p in back if p.scope is scope for n in p.nodes}, lazy=lazy)
+    return [p for p in packed if p.nodes[0] not in failed]
 
 
 def _account(kept: list[_Packed], notes: list[str]) -> dict[str, Any]:
     before, after = sum(p.before for p in kept), sum(p.after for p in kept)
     tensors = [
         {
-            "name": p.node.outputs[0].name,
+            "name": p.name,
             "encoding": p.form.name,
-            "bits per weight": round(8 * p.after / _size(p.node), 3),
+            "bits per weight": round(8 * p.after / p.constant.weight.size, 3),
             "bytes before": p.before,
             "bytes": p.after,
         }
@@ -210,10 +240,3 @@ def _account(kept: list[_Packed], notes: list[str]) -> dict[str, Any]:
     if notes:
         found["notes"] = notes
     return found
-
-
-def _size(node: Node) -> int:
-    count = 1
-    for dim in node.attrs["shape"]:
-        count *= dim
-    return count

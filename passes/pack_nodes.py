@@ -31,11 +31,13 @@ __all__ = [
     "restore_versions",
     "store",
     "store_node",
+    "store_rows",
     "swap",
 ]
 
 Array = npt.NDArray[Any]
 _TYPED = "typed"  # attribute: the values were listed one by one, in the field for their type
+_TABLE = "table"  # attribute: the name of the table of which rows are looked up
 _ORIGIN = "constant"  # attribute: the tensor was in a Constant node, under this name
 _LOWEST_IR = 8  # the first with local functions
 _STANDARD = ("", "ai.onnx")
@@ -70,7 +72,27 @@ def store_node(model: Model, scope: Graph, node: Node, plan: Plan, number: int, 
     scope.initializers.extend(node.inputs)
 
 
+def store_rows(model: Model, constant: Constant, plan: Plan, number: int, *, lazy: bool) -> None:
+    """Make the Gather nodes that read a table calls of a decoder of rows; `swap` puts the streams in its place."""
+    readers = list(constant.outputs)
+    streams, _ = _streams_of(model, constant.weight, plan, number, lazy=lazy)
+    for node in readers:
+        node.op, node.domain, node.inputs = plan.form.name, DOMAIN, [*streams, node.inputs[1]]
+        node.attrs[_TABLE] = constant.name
+
+
 def _call(model: Model, node: Node, weight: Weight, plan: Plan, number: int, *, lazy: bool) -> None:
+    streams, attributes = _streams_of(model, weight, plan, number, lazy=lazy)
+    node.op, node.domain, node.inputs = plan.form.name, DOMAIN, streams
+    node.attrs.update(attributes)
+    if plain_proto(weight) == _TYPED:
+        node.attrs[_TYPED] = 1
+
+
+def _streams_of(
+    model: Model, weight: Weight, plan: Plan, number: int, *, lazy: bool
+) -> tuple[list[Constant], dict[str, list[int]]]:
+    """The streams as constants with free names, and the attributes of a call."""
     streams = []
     encoded = encode(weight.load(), plan)
     for letter, shape in plan.shapes.items():
@@ -80,10 +102,7 @@ def _call(model: Model, node: Node, weight: Weight, plan: Plan, number: int, *, 
         else:
             held = Weight.from_array(encoded.streams[letter])
         streams.append(Constant(model.fresh(f"{letter}{number}"), held))
-    node.op, node.domain, node.inputs = plan.form.name, DOMAIN, streams
-    node.attrs.update(encoded.attributes)
-    if plain_proto(weight) == _TYPED:
-        node.attrs[_TYPED] = 1
+    return streams, encoded.attributes
 
 
 def _stream(weight: Weight, plan: Plan, letter: str) -> Array:
@@ -96,29 +115,45 @@ def restore(model: Model, scope: Graph, calls: Mapping[Node, Form], *, lazy: boo
     `lazy`: decode anew when a constant is read. Raises ModelError if a call does not fit its form.
     """
     places: dict[Any, list[Constant]] = {}
-    origins: dict[Node, Constant] = {}
+    changed: dict[Node, Constant] = {}  # what was a node before it was a call
+    tables: dict[Any, Constant] = {}
     listed = set(scope.initializers)
     for node, form in calls.items():
-        constant = _constant(model, node, form, lazy=lazy)
-        streams = [t for t in dict.fromkeys(node.inputs) if all(reader in calls for reader in t.outputs)]
-        for stream in streams:
+        constant = tables.get(node.inputs[0]) or _constant(model, node, form, lazy=lazy)
+        streams = list(dict.fromkeys(node.inputs[: len(form.streams)]))
+        free = [t for t in streams if all(reader in calls for reader in t.outputs)]
+        for stream in free:
             places.setdefault(stream, [])
-        if _ORIGIN in node.attrs:
-            origins[node] = constant
+        if _ORIGIN in node.attrs or form.rows:
+            changed[node] = constant
+        else:
+            model.redirect(node.outputs[0], constant)
+        if _ORIGIN in node.attrs or node.inputs[0] in tables:
             continue
-        model.redirect(node.outputs[0], constant)
-        first = next((t for t in streams if t in listed), None)
+        if form.rows:
+            tables[node.inputs[0]] = constant
+        first = next((t for t in free if t in listed), None)
         if first is None:
             scope.initializers.append(constant)
         else:
             places[first].append(constant)
-    scope.remove([n for n in calls if n not in origins])
-    for node, constant in origins.items():
-        node.op, node.domain, node.inputs = "Constant", "", []
-        node.attrs.clear()
-        node.attrs["value"] = constant
+    scope.remove([n for n in calls if n not in changed])
+    for node, constant in changed.items():
+        _change_back(node, constant)
     scope.remove([producer for stream in places for producer in stream.inputs])
     swap(scope, places)
+
+
+def _change_back(node: Node, constant: Constant) -> None:
+    """Make a call the Constant node, or the Gather of a table, that it was."""
+    if _TABLE in node.attrs:
+        node.op, node.inputs = "Gather", [constant, node.inputs[-1]]
+        del node.attrs[_TABLE]
+    else:
+        node.op, node.inputs = "Constant", []
+        node.attrs.clear()
+        node.attrs["value"] = constant
+    node.domain = ""
 
 
 def _constant(model: Model, node: Node, form: Form, *, lazy: bool) -> Constant:
@@ -130,14 +165,17 @@ def _constant(model: Model, node: Node, form: Form, *, lazy: bool) -> Constant:
         return _decode(Encoded(form, {n: w.load() for n, w in streams.items()}, attributes), value.name)
 
     if lazy:
-        weight = Weight.computed(streams["t"].dtype, tuple(attributes["shape"]), values)
+        shape = form.shape(attributes, streams["c"].shape if form.width else ())
+        weight = Weight.computed(streams["t"].dtype, shape, values)
     else:
         weight = Weight.from_array(values())
     if node.attrs.get(_TYPED):
         weight = Weight.from_proto(_typed_proto(weight))
     constant = Constant(value.name, weight)
     constant.info = value.info
-    if _ORIGIN in node.attrs:
+    if form.rows:
+        constant = Constant(str(node.attrs.get(_TABLE)) if _TABLE in node.attrs else value.name, weight)
+    elif _ORIGIN in node.attrs:
         constant.name = str(node.attrs[_ORIGIN])
     elif node.proto is not None and (node.proto.doc_string or node.proto.metadata_props):
         before = node.proto
@@ -179,13 +217,15 @@ def _streams(model: Model, node: Node, form: Form) -> dict[str, Weight]:
     if len(node.inputs) != len(form.inputs):
         raise ModelError(f"{where} has {len(node.inputs)} streams, its form {form.name} has {len(form.inputs)}")
     found: dict[str, Weight] = {}
-    for letter, tensor in zip(form.inputs, node.inputs, strict=True):
+    for letter, tensor in zip(form.streams, node.inputs, strict=False):
         weight = model.weight(tensor)
         if weight is None:
             raise ModelError(f"{where} is made from {tensor.name!r}, which is no constant, so it cannot be unpacked")
         if letter != "t" and weight.data_type != onnx.TensorProto.UINT8:
             raise ModelError(f"{where} is made from {tensor.name!r} of type {weight.dtype}, not uint8")
         found[letter] = weight
+    if form.rows and len(found["c"].shape) != 3:
+        raise ModelError(f"{where} has codes of shape {list(found['c'].shape)}, not [rows, groups, bytes]")
     return found
 
 

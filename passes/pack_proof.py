@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import numpy as np
 import onnx
 
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable
+from onnxcomp.passes.codec import Form
 from onnxcomp.runtime import open_session, optimized_graph
 from onnxcomp.storage import DOMAIN
+from onnxcomp.weights import Weight
 
 __all__ = ["inexact", "unfolded"]
 
@@ -45,15 +48,18 @@ def _find(names: Mapping[str, str], name: str, inlined: bool) -> str | None:
     return next((v for n, v in names.items() if n.startswith("_inlfunc_") and n.endswith(f"_{name}")), None)
 
 
-def inexact(model: Model, call: Node, original: bytes) -> str | None:
-    """Why the decoder does not give `original` (the bytes of the tensor), None if it does.
+def inexact(model: Model, call: Node, form: Form, original: Weight) -> str | None:
+    """Why the decoder does not give the bits of the original, None if it does.
 
     The runtime decodes it alone and unoptimized. Of an element type without numpy type nothing can be read back.
     """
     scope = Graph("decoded")
-    streams = [Constant(t.name, weight) for t in call.inputs if (weight := model.weight(t)) is not None]
+    held = zip(form.streams, call.inputs, strict=False)
+    streams = [Constant(letter, weight) for letter, tensor in held if (weight := model.weight(tensor)) is not None]
+    if form.rows:
+        streams.append(Constant("i", np.arange(original.shape[0])))
     scope.initializers.extend(streams)
-    value = Variable(call.outputs[0].name, dtype=call.outputs[0].dtype, shape=call.outputs[0].shape)
+    value = Variable("y", dtype=original.dtype, shape=list(original.shape))
     scope.add(call.op, streams, [value], domain=DOMAIN, attrs=call.attrs)
     scope.outputs = [value]
     functions = [f for f in model.functions if f.key[:2] == (DOMAIN, call.op)]
@@ -65,7 +71,7 @@ def inexact(model: Model, call: Node, original: bytes) -> str | None:
         decoded = session.run({})[0]
     except OnnxcompError as error:
         return f"ONNX Runtime cannot decode it: {error}"
-    return None if decoded.tobytes() == original else "ONNX Runtime decodes it to other values"
+    return None if decoded.tobytes() == original.load().tobytes() else "ONNX Runtime decodes it to other values"
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

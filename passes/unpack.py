@@ -35,7 +35,7 @@ class Unpack(Pass):
         count, left = 0, 0
         for scope in list(model.scopes()):
             calls = [n for n in scope.nodes if n.domain == DOMAIN]
-            chosen = [n for n in calls if ctx.allow(f"{n.outputs[0].name} from {n.op}")]
+            chosen = [n for n in calls if ctx.allow(f"{n.label} from {n.op}")]
             restore(model, scope, {n: _form(known, n) for n in chosen}, lazy=lazy)
             count, left = count + len(chosen), left + len(calls) - len(chosen)
         if not left:

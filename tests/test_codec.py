@@ -27,7 +27,7 @@ FORMS = [
 ]
 
 
-def call(encoded: Encoded, opset: int = 13) -> onnx.ModelProto:
+def call(encoded: Encoded, opset: int = 12) -> onnx.ModelProto:
     """A model that decodes one tensor."""
     table = encoded.streams["t"]
     kind = helper.np_dtype_to_tensor_dtype(table.dtype)
