@@ -18,6 +18,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Function, Graph, Model, Node, Variable
 from onnxcomp.passes.codec import Encoded, Form, Plan, decode, encode
 from onnxcomp.passes.codec_functions import decoder, form_of
+from onnxcomp.protos import without
 from onnxcomp.serde import STUB_BYTES, export_model, from_proto
 from onnxcomp.storage import DOMAIN, OPSET, VERSION
 from onnxcomp.weights import Weight
@@ -38,6 +39,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 _TYPED = "typed"  # attribute: the values were listed one by one, in the field for their type
 _TABLE = "table"  # attribute: the name of the table of which rows are looked up
+_DOMAIN = "domain"  # attribute: the domain that the node named
 _ORIGIN = "constant"  # attribute: the tensor was in a Constant node, under this name
 _LOWEST_IR = 8  # the first with local functions
 _STANDARD = ("", "ai.onnx")
@@ -67,6 +69,7 @@ def store_node(model: Model, scope: Graph, node: Node, plan: Plan, number: int, 
     """Make a Constant node a call of the decoder. The streams are initializers, in functions Constant nodes."""
     constant = node.attrs["value"]
     node.attrs.clear()
+    _note_domain(node)
     _call(model, node, constant.weight, plan, number, lazy=lazy)
     node.attrs[_ORIGIN] = constant.name
     scope.initializers.extend(node.inputs)
@@ -77,6 +80,7 @@ def store_rows(model: Model, constant: Constant, plan: Plan, number: int, *, laz
     readers = list(constant.outputs)
     streams, _ = _streams_of(model, constant.weight, plan, number, lazy=lazy)
     for node in readers:
+        _note_domain(node)
         node.op, node.domain, node.inputs = plan.form.name, DOMAIN, [*streams, node.inputs[1]]
         node.attrs[_TABLE] = constant.name
 
@@ -144,8 +148,21 @@ def restore(model: Model, scope: Graph, calls: Mapping[Node, Form], *, lazy: boo
     swap(scope, places)
 
 
+def _note_domain(node: Node) -> None:
+    """Note a domain that is there and empty: it takes two bytes of the file."""
+    if node.proto is not None and node.proto.HasField("domain"):
+        node.attrs[_DOMAIN] = node.domain or ""
+
+
 def _change_back(node: Node, constant: Constant) -> None:
     """Make a call the Constant node, or the Gather of a table, that it was."""
+    domain = node.attrs.pop(_DOMAIN, None)
+    if node.proto is not None:
+        proto = onnx.NodeProto()
+        proto.CopyFrom(without(node.proto, "domain", "input", "output", "attribute"))
+        if domain is not None:
+            proto.domain = str(domain)
+        node.proto = proto
     if _TABLE in node.attrs:
         node.op, node.inputs = "Gather", [constant, node.inputs[-1]]
         del node.attrs[_TABLE]
@@ -153,7 +170,7 @@ def _change_back(node: Node, constant: Constant) -> None:
         node.op, node.inputs = "Constant", []
         node.attrs.clear()
         node.attrs["value"] = constant
-    node.domain = ""
+    node.domain = "" if domain is None else str(domain)
 
 
 def _constant(model: Model, node: Node, form: Form, *, lazy: bool) -> Constant:
