@@ -18,6 +18,7 @@ from onnxcomp.probe import probe
 from onnxcomp.quality import load_metric
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model
+from onnxcomp.storage import plain
 from onnxcomp.verdict import Verification
 
 __all__ = ["benchmark", "verify", "write_report"]
@@ -94,7 +95,7 @@ def benchmark(
     for model in models:
         _scan(model, allow_symlinks=allow_symlinks)
     labels = [os.fspath(m) if isinstance(m, (str, os.PathLike)) else f"model {i}" for i, m in enumerate(models, 1)]
-    protos = [export_model(io.load(model, allow_symlinks=allow_symlinks))[0] for model in models]
+    protos = [export_model(plain(io.load(model, allow_symlinks=allow_symlinks)))[0] for model in models]
     require_same_inputs(list(zip(labels, protos, strict=True)))
     session = open_session(models[0])
     feeds: dict[int | None, bench.Feeds] = {}

@@ -2,8 +2,9 @@
 
 Parameters are the elements of all initializers and of the tensors in Constant nodes, each tensor once however
 often it is used. Integers of type int64 are shapes and indices, not parameters, nor are text and truth
-values. Scales and zero points of quantized models count like any other tensor, packed tensors by the elements
-that are stored. Weights are read one at a time and in pieces.
+values. Scales and zero points of quantized models count like any other tensor, what the pass `pack` stored
+as it is when unpacked, other packed tensors by the elements that are stored. Weights are read one at a time and
+in pieces.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcomp import io
+from onnxcomp import io, storage
 from onnxcomp.concrete import open_dimensions
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Constant, Model
@@ -139,7 +140,8 @@ def inspect(
     Raises ModelError if the model cannot be loaded, DataError if it has to run on `feeds` and
     does not.
     """
-    model = io.load(source)
+    loaded = io.load(source)
+    model = storage.plain(loaded)
     proto, _ = export_model(model)
     shapes, macs = count_with_run(model, feeds=feeds, sizes=sizes)
     tensors = list(stored(model))
@@ -149,10 +151,10 @@ def inspect(
     for _, weight in tensors:
         bytes_by_type[_type_name(weight)] += weight.nbytes
     inputs, outputs = _ports(model.graph.inputs), _ports(model.graph.outputs)
-    header = model.header
+    header = loaded.header
     operators = Counter(node.kind for node in model.nodes())
     return Inspection(
-        **_file(source, model),
+        **_file(source, loaded),
         ir_version=header.ir_version,
         opsets={entry.domain or "ai.onnx": entry.version for entry in header.opset_import},
         producer=f"{header.producer_name} {header.producer_version}".strip(),
@@ -170,7 +172,7 @@ def inspect(
         largest=_largest(tensors),
         dynamic=_dynamic(inputs + outputs),
         quantization=_quantization(operators, rows),
-        notes=(*_notes(source, model, proto, rows), *macs.notes),
+        notes=(*filter(None, [storage.note(loaded)]), *_notes(source, model, proto, rows), *macs.notes),
         passes=(*(_try_passes(model) if trial and operators.total() <= _TRIAL_NODES else ()), _quantize_outlook(rows)),
     )
 
@@ -187,12 +189,13 @@ def summary(
     `macs` is None where MACs are not fully known; `path` and `sha256` are None for a model in memory.
     Arguments and errors are those of `inspect`; MACs that are given are not counted anew.
     """
-    model = io.load(source)
+    loaded = io.load(source)
+    model = storage.plain(loaded)
     if macs is None:
         _, macs = count_with_run(model, feeds=feeds, sizes=sizes)
     parameters, nonzero = count_parameters(w for _, w in stored(model))
     return {
-        **_file(source, model),
+        **_file(source, loaded),
         "parameters": parameters,
         "nonzero_parameters": nonzero,
         "macs": macs.total if macs.exact else None,

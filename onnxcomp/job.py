@@ -24,6 +24,7 @@ from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
+from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -51,15 +52,16 @@ class Job:
         self.model = self.source.copy()
         self.float_model = self.model
         self.metric = load_metric(options.metric)
-        self.pipeline = chosen_pipeline(options)
+        self.pipeline = chosen_pipeline(options, packed=is_packed(self.source))
         session = open_session(self.original, threads=options.threads)
-        self.samples = Samples(options, session, self.source)
+        self.samples = Samples(options, session, plain(self.source))
         self.gate = SpeedGate(self.original, self.samples, options, progress)
         self.notes = list(self.samples.notes)
         if options.calib is None and options.passes is None:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
-        self._counted: dict[int, tuple[Shapes, Macs]] = {}  # by identity, of models that do not change any more
+        # By identity, of models that do not change any more and are kept with it.
+        self._counted: dict[int, tuple[Model, tuple[Shapes, Macs]]] = {}
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
@@ -156,6 +158,12 @@ class Job:
         found = enumerate(self.records)
         return [i for i, r in found if r.effect == "lossy" and r.rewrites and r.reverted is None]
 
+    def pack_again(self) -> None:
+        """Pack the result if the original was packed and the pipeline does not say otherwise."""
+        asked = [p.name for p in _asked(self.options).passes]
+        if is_packed(self.source) and "unpack" not in asked and "pack" not in asked:
+            self._run_pass(load_pass("pack")(), "packing", check=False)
+
     # --- speed ---
 
     def check_speed(self) -> None:
@@ -238,8 +246,8 @@ class Job:
     def count(self, model: Model) -> tuple[Shapes, Macs]:
         """Types of all values and MACs of one sample; of each model counted once."""
         if id(model) not in self._counted:
-            self._counted[id(model)] = count_with_run(model, feeds=self.samples.feeds[0])
-        return self._counted[id(model)]
+            self._counted[id(model)] = model, count_with_run(plain(model), feeds=self.samples.feeds[0])
+        return self._counted[id(model)][1]
 
     def _label(self) -> str:
         """What the report calls the model as it is now."""
@@ -263,8 +271,19 @@ class Job:
         }
 
 
-def chosen_pipeline(options: Options) -> Pipeline:
-    """The passes asked for, or the default ones as far as there are data for them. Raises UsageError."""
+def chosen_pipeline(options: Options, *, packed: bool = False) -> Pipeline:
+    """The passes asked for, or the default ones as far as there are data for them. Raises UsageError.
+
+    A packed model is unpacked first; see `Job.pack_again`.
+    """
+    pipeline = _asked(options)
+    names = [p.name for p in pipeline.passes]
+    if not packed or names[:1] == ["unpack"]:
+        return pipeline
+    return Pipeline((load_pass("unpack")(), *pipeline.passes))
+
+
+def _asked(options: Options) -> Pipeline:
     if options.passes is not None:
         pipeline = Pipeline.parse(options.passes)
         need = [p.name for p in pipeline.passes if p.needs_data]

@@ -25,6 +25,7 @@ from onnxcomp.layers import places
 from onnxcomp.options import Options
 from onnxcomp.report import Report
 from onnxcomp.runtime import provider_name
+from onnxcomp.storage import plain
 
 __all__ = ["optimize"]
 
@@ -58,6 +59,7 @@ def optimize(
     job.run_passes()
     job.check_speed()
     job.shrink_weights()
+    job.pack_again()
     verification = job.verify_result()
     failed = verification is not None and verification.verdict == "failed"
     measured = None if failed else job.measure()
@@ -91,12 +93,12 @@ def optimize(
 
 def _layers(job: Job, measured: Benchmark | None) -> dict[str, Any]:
     """What the report says layer by layer: `layers`, `layers_omitted`, `histograms`."""
-    source, result = ((m, places(m, *job.count(m))) for m in (job.source, job.model))
-    reference = job.reference()
-    before = source[1] if reference is job.source else places(reference, *job.count(reference))
+    source, result = ((m, places(m, *job.count(m))) for m in (plain(job.source), plain(job.model)))
+    reference = plain(job.reference())
+    before = places(reference, *job.count(reference))
     job.progress(0.0, "comparing layers")
     inside = look_inside(
-        reference, job.model, (before, result[1]), job.samples.feeds, threads=job.options.threads
+        reference, result[0], (before, result[1]), job.samples.feeds, threads=job.options.threads
     )
     nodes = ((), ()) if measured is None else (measured.models[0].nodes, measured.models[1].nodes)
     rows, omitted = layer_table(

@@ -19,6 +19,7 @@ from onnxcomp.errors import ModelError, ResourceError
 from onnxcomp.files import OpenFile
 from onnxcomp.runtime import open_session
 from onnxcomp.shapes import infer
+from onnxcomp.storage import decoded_bytes
 
 __all__ = ["inspect_contained", "probe"]
 
@@ -69,9 +70,9 @@ def _probe(path: str, allow_symlinks: bool, state: tuple[int, ...]) -> None:
 def _contained(target: str, path: str, *, allow_symlinks: bool) -> dict[str, Any]:
     """Scan a model file, then call a function on it in a child process with limits that go with its size."""
     begin = time.perf_counter()
-    io.load(path, allow_symlinks=allow_symlinks)
+    model = io.load(path, allow_symlinks=allow_symlinks)
     scan = time.perf_counter() - begin
-    size = io.model_bytes(Path(path))
+    size = io.model_bytes(Path(path)) + decoded_bytes(model)
     seconds = _SECONDS + _SCANS * scan + size / _BYTES_PER_SECOND
     memory = _MEMORY_BYTES + _MEMORY_RATIO * size
     job = {"path": path, "allow_symlinks": allow_symlinks}

@@ -28,6 +28,8 @@ BUILTIN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "quantize": "onnxcomp.passes.quantize:Quantize",
+    "pack": "onnxcomp.passes.pack:Pack",
+    "unpack": "onnxcomp.passes.unpack:Unpack",
 }
 
 

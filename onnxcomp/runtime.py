@@ -24,12 +24,14 @@ from onnxcomp.placement import Execution, Kernel, read_profile
 from onnxcomp.providers import CPU, CUDA, TENSORRT, full_name, load_failure, short_name
 
 if TYPE_CHECKING:
+    import onnx
+
     from onnxcomp.graph import Model
     from onnxcomp.weights import Weight
 
 __all__ = [
-    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "open_session", "provider_name",
-    "runtime_version",
+    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "open_session", "optimized_graph",
+    "provider_name", "runtime_version",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -98,6 +100,7 @@ def open_session(
     config: Mapping[str, str] | None = None,
     memory_pattern: bool = True,
     provider_options: Mapping[str, str] | None = None,
+    optimized: str | None = None,
 ) -> Session:
     """Open a session on `provider` ("cpu", "cuda", "openvino" and so on, or ONNX Runtime's own provider name).
 
@@ -106,6 +109,7 @@ def open_session(
     all cores. `optimize=False` switches off every graph optimization of ONNX Runtime, so the model
     runs as it is written. `profile` is a file name prefix: profiling is on and `native.end_profiling()` gives the
     file. `config` holds further session options (keys as in onnxruntime_session_options_config_keys.h).
+    `optimized` is where the model is written as ONNX Runtime optimized it.
     `memory_pattern=False` takes memory piece by piece: less of it where many outputs are fetched, and a few runs only.
     `provider_options` are the provider's own.
 
@@ -126,6 +130,8 @@ def open_session(
         options.add_session_config_entry(key, value)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if optimized is not None:
+        options.optimized_model_filepath = optimized
     if profile is not None:
         options.enable_profiling = True
         options.profile_file_prefix = profile
@@ -252,6 +258,23 @@ def _library_error(provider: str) -> str | None:
         except OSError as error:
             return str(error)
     return None
+
+
+def optimized_graph(model: Any) -> onnx.ModelProto:
+    """The model as ONNX Runtime optimizes it when it loads it on the CPU, without the values of large tensors.
+
+    Errors are those of `open_session`.
+    """
+    import onnx
+
+    with tempfile.TemporaryDirectory(prefix="onnxcomp-optimized-") as folder:
+        path = os.path.join(folder, "model.onnx")
+        config = {
+            "session.optimized_model_external_initializers_file_name": "model.data",
+            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
+        }
+        open_session(model, config=config, optimized=path)
+        return onnx.load(path, load_external_data=False)
 
 
 def _spec(native: Any) -> TensorSpec:

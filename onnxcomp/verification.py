@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp import io
 from onnxcomp.calibration.data import Batch, Dataset, sample_hashes
 from onnxcomp.comparison import Pair, compare, compare_edges, compare_runs, cut, line
 from onnxcomp.edges import empty_axes
@@ -22,6 +23,7 @@ from onnxcomp.noise import Noise, measure_noise, tolerances
 from onnxcomp.quality import Metric
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import export_model
+from onnxcomp.storage import DOMAIN, plain
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 
@@ -128,10 +130,17 @@ def _read(model: Any, what: str) -> onnx.ModelProto:
         return export_model(model)[0]
     try:
         if isinstance(model, bytes):
-            return onnx.load_model_from_string(model)
-        return onnx.load_model(os.fspath(model), load_external_data=False)
+            return _unpacked(onnx.load_model_from_string(model), None)
+        return _unpacked(onnx.load_model(os.fspath(model), load_external_data=False), model)
     except Exception as error:
         raise ModelError(f"the {what} is not a readable ONNX file: {error}") from error
+
+
+def _unpacked(proto: onnx.ModelProto, path: Any) -> onnx.ModelProto:
+    """The structure with packed weights as plain ones: inputs are made up from the constants that they meet."""
+    if all(f.domain != DOMAIN for f in proto.functions):
+        return proto
+    return export_model(plain(io.load(proto if path is None else path)))[0]
 
 
 def _open_original(original: Any, effect: Effect, threads: int, provider: str) -> tuple[Session, bool]:

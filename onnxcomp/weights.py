@@ -1,14 +1,14 @@
 """The payload of a constant tensor, left where it is until somebody reads it.
 
-A weight lies in an array, in a TensorProto, or in a byte range of a file. Reading gives a read-only numpy array (for a
-large byte range: a memory map, so that a model larger than memory can be worked on weight by weight); nothing is
-cached. Weights are immutable: a pass that changes one makes another.
+A weight lies in an array, in a TensorProto, or in a byte range of a file, or is computed when it is read. Reading gives
+a read-only numpy array (for a large byte range: a memory map, so that a model larger than memory can be worked on
+weight by weight); nothing is cached. Weights are immutable: a pass that changes one makes another.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,9 @@ class Weight:
 
     __slots__ = ("_source", "data_type", "shape")
 
-    def __init__(self, data_type: int, shape: tuple[int, ...], source: Array | TensorProto | Reference) -> None:
+    def __init__(
+        self, data_type: int, shape: tuple[int, ...], source: Array | TensorProto | Reference | Callable[[], Array]
+    ) -> None:
         self.data_type = data_type
         self.shape = shape
         self._source = source
@@ -48,6 +50,11 @@ class Weight:
         return cls(helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, array)
 
     @classmethod
+    def computed(cls, dtype: np.dtype[Any], shape: tuple[int, ...], compute: Callable[[], Array]) -> Weight:
+        """A weight that `compute` makes anew each time it is read: an array of this type and shape."""
+        return cls(helper.np_dtype_to_tensor_dtype(dtype), shape, compute)
+
+    @classmethod
     def from_proto(cls, proto: TensorProto, reference: Reference | None = None) -> Weight:
         """A weight of a TensorProto whose payload is inline, or lies at `reference`."""
         return cls(proto.data_type, tuple(proto.dims), proto if reference is None else reference)
@@ -55,6 +62,11 @@ class Weight:
     @property
     def dtype(self) -> np.dtype[Any]:
         return np.dtype(helper.tensor_dtype_to_np_dtype(self.data_type))
+
+    @property
+    def message(self) -> TensorProto | None:
+        """The message that holds the payload inline, if one does: it is written as it was read."""
+        return self._source if isinstance(self._source, TensorProto) else None
 
     @property
     def size(self) -> int:
@@ -73,6 +85,8 @@ class Weight:
         """The elements as a read-only array; packed types come one element per byte."""
         if isinstance(self._source, np.ndarray):
             view = self._source.view()
+        elif callable(self._source):
+            view = self._source().view()
         elif isinstance(self._source, TensorProto):
             view = numpy_helper.to_array(self._source).view()
         elif self.data_type in _PACKED:
@@ -87,8 +101,8 @@ class Weight:
         if isinstance(self._source, TensorProto):
             proto = TensorProto()
             proto.CopyFrom(self._source)
-        elif isinstance(self._source, np.ndarray):
-            proto = numpy_helper.from_array(np.ascontiguousarray(self._source).reshape(self.shape))
+        elif not isinstance(self._source, Reference):
+            proto = numpy_helper.from_array(np.ascontiguousarray(self.load()).reshape(self.shape))
         else:
             raw = self._source.bytes().tobytes()
             proto = TensorProto(data_type=self.data_type, dims=self.shape, raw_data=raw)
@@ -101,8 +115,8 @@ class Weight:
         if isinstance(self._source, Reference):
             yield from self._source.chunks()
             return
-        if isinstance(self._source, np.ndarray) and self.data_type not in _PACKED:
-            raw: Any = np.ascontiguousarray(self._source).reshape(-1).view(np.uint8).data
+        if not isinstance(self._source, TensorProto) and self.data_type not in _PACKED:
+            raw: Any = np.ascontiguousarray(self.load()).reshape(-1).view(np.uint8).data
         else:
             proto = self.to_proto("")
             raw = proto.raw_data or numpy_helper.from_array(numpy_helper.to_array(proto)).raw_data
