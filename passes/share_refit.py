@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import pick
-from onnxcomp.graph import Model, producer
+from onnxcomp.graph import Constant, Model, producer
 from onnxcomp.passes.codebook import Problem, Shared
 from onnxcomp.passes.dim_regression import Sums, solve
 from onnxcomp.passes.dim_replay import Replay, piece
@@ -61,16 +61,27 @@ def tasks(model: Model, weights: Sequence[Weight], memory: int) -> list[Task]:
         groups, _, length = weight.rows.shape
         if length > _MAX_LENGTH or 8 * groups * length**2 > memory // 4:
             continue
-        y = site.output
-        total, shortcut = y.name, None
+        total, shortcut = site.output, None
+        y = _decoded(site.output)
         after = y.outputs[0] if len(y.outputs) == 1 and y not in outputs else None
         if after is not None and after.kind == "Add":
             other = after.inputs[0] if after.inputs[1] is y else after.inputs[1]
             source, shape = producer(other), shapes[y].shape
-            if source is not None and place.get(source, len(place)) < place[site.node] and shapes[other].shape == shape:
-                total, shortcut = (after.outputs[0].name, other.name) if shape is not None else (total, None)
-        found.append(Task(weight, site, total, shortcut))
+            early = source is not None and place.get(source, len(place)) < place[site.node]
+            if early and shape is not None and shapes[other].shape == shape:
+                total, shortcut = after.outputs[0], other.name
+        found.append(Task(weight, site, total.name, shortcut))
     return sorted(found, key=lambda t: place[t.site.node])
+
+
+def _decoded(y: Any) -> Any:
+    """What follows a pair of QuantizeLinear and DequantizeLinear that does not cut negative values off."""
+    quantize = y.outputs[0] if len(y.outputs) == 1 else None
+    if quantize is None or quantize.kind != "QuantizeLinear" or len(quantize.outputs[0].outputs) != 1:
+        return y
+    decode, zero = quantize.outputs[0].outputs[0], quantize.inputs[2:]
+    cuts = bool(zero) and isinstance(zero[0], Constant) and zero[0].values.item(0) == np.iinfo(zero[0].dtype).min
+    return decode.outputs[0] if decode.kind == "DequantizeLinear" and not cuts else y
 
 
 def refit(

@@ -33,14 +33,17 @@ __all__ = ["Candidate", "SharingSearch", "stored_bytes"]
 
 Array = npt.NDArray[Any]
 _PROBE = 3  # bits at which gain and sensitivity are measured
-_MEASURED = 6  # bits from which on an error falls to a quarter with each
+_MEASURED = 5  # bits from which on an error falls to a quarter with each
 _INT8 = 127
 _JUDGED = 256  # held-out samples that candidates are judged on
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Shared rows of each weight and new biases of operators, by key of the weight, and what the judge says."""
+    """Shared rows of each weight and new biases of operators, by key of the weight, and what the judge says.
+
+    `drop` is the larger of the drop seen and the drop to expect (judge.py).
+    """
 
     shared: Mapping[Key, Shared]
     biases: Mapping[Key, Array]
@@ -137,10 +140,10 @@ class SharingSearch:
                 probe = plain(problem, scales, 1 << _PROBE).error
                 gain = self.fitted(weight, form, _PROBE).error / max(probe, 1e-30)
             power = max(problem.power, 1e-30)
+            measured = {b: plain(problem, scales, 1 << b).error for b in {min(b, _MEASURED) for b in bits}}
             for b in bits:
-                error = gain * plain(problem, scales, 1 << min(b, _MEASURED)).error / power
-                size = self.size(weight, form, b)
-                found.append(Option(form, b, size, error / 4.0 ** max(b - _MEASURED, 0)))
+                error = gain * measured[min(b, _MEASURED)] / power / 4.0 ** max(b - _MEASURED, 0)
+                found.append(Option(form, b, self.size(weight, form, b), error))
         return found
 
     def size(self, weight: Weight, form: Form, bits: int) -> float:
@@ -214,8 +217,8 @@ class SharingSearch:
     def judged(self, candidate: Candidate) -> Candidate:
         if self.judge is None:
             return candidate
-        score, drop = self.judge.score(self.build(candidate))
-        return replace(candidate, score=score, drop=drop)
+        score, drop, expected = self.judge.assess(self.build(candidate))
+        return replace(candidate, score=score, drop=max(drop, expected))
 
     def refitted(self, start: Candidate, plan: Plan) -> Candidate:
         """The candidate with its operators fitted in sequence, if that brings the outputs closer."""
