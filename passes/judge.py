@@ -6,6 +6,7 @@ Where an output is a Softmax, its input is compared: probabilities saturate and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,16 +42,25 @@ class Judge:
                 break
 
     def score(self, candidate: Model) -> tuple[float, float]:
+        """`assess` without the expected drop."""
+        score, drop, _ = self.assess(candidate)
+        return score, drop
+
+    def assess(self, candidate: Model) -> tuple[float, float, float]:
         """SQNR in dB, mean over the float outputs (before a Softmax), and the drop in quality.
 
         The drop is the share of samples whose class changes if the only output is [samples, classes], else noise power
         / signal power of the worst output as it is. Minus infinity and infinity if an output is not finite.
+
+        The last number is the drop to expect: where classes are counted, the share that would change if errors of this
+        power fell on the samples' margins by chance. It says something where few samples change, or none.
         """
         names = _compared(candidate)
         outputs = len(candidate.graph.outputs)
         session = expose(candidate, names, threads=self._threads)
         signal, noise = np.zeros(len(names)), np.zeros(len(names))
         rows, changed = 0, 0
+        margins, errors = [], []
         for feeds, expected in zip(self._feeds, self._expected, strict=True):
             for i, (x, y) in enumerate(zip(expected, session.run(feeds, names), strict=True)):
                 if x.dtype.kind != "f":
@@ -61,15 +71,37 @@ class Judge:
                 if outputs == 1 and x.ndim == 2 and x.shape[1] > 1 and i == 0:
                     rows += len(x)
                     changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
+                elif outputs == 1 and rows and wide.ndim == 2:
+                    margins.append(_margins(wide))
+                    errors.append(wide - y)
         if not np.isfinite(noise).all():
-            return float("-inf"), float("inf")
+            return float("-inf"), float("inf"), float("inf")
         # An output without signal (a head that found nothing) says nothing about rounding.
         ratios = np.where(signal > 0, np.maximum(noise, 1e-12 * signal) / np.where(signal > 0, signal, 1), np.nan)
         before = ratios[outputs:]
         if np.isnan(before).all():
-            return float("inf"), 0.0
+            return float("inf"), 0.0, 0.0
         worst = float(np.nanmax(ratios[:outputs])) if not np.isnan(ratios[:outputs]).all() else 0.0
-        return float(np.nanmean(-10 * np.log10(before))), changed / rows if rows else worst
+        score = float(np.nanmean(-10 * np.log10(before)))
+        if not rows:
+            return score, worst, worst
+        return score, changed / rows, _expected(margins, errors) if margins else changed / rows
+
+
+def _margins(scores: Array) -> Array:
+    """How far the largest score of each row is above the second."""
+    top = np.partition(scores, -2, axis=1)[:, -2:]
+    return np.asarray(top[:, 1] - top[:, 0])
+
+
+def _expected(margins: list[Array], errors: list[Array]) -> float:
+    """Mean of P(N(0, s^2) > margin), s^2 the mean square of the difference between the errors of two classes."""
+    wrong = np.concatenate(errors)
+    centered = wrong - wrong.mean(axis=1, keepdims=True)  # what all classes share changes no decision
+    classes = wrong.shape[1]
+    spread = math.sqrt(max(2 * float(np.square(centered).mean()) * classes / (classes - 1), 1e-30))
+    ratios = np.concatenate(margins) / (spread * math.sqrt(2))
+    return float(np.mean([0.5 * math.erfc(r) for r in ratios]))
 
 
 def _compared(model: Model) -> list[str]:

@@ -1,18 +1,20 @@
 """Rounding weights so that the outputs, not the weights, stay close.
 
 Nearest rounding minimizes |W' - W|. The output error is d (H - m m^T) d^T with d = W' - W (see gram.py), so
-an error made in one column can be made good in the columns that correlate with it. Column by column from the last
+an error made in one column can be made good in the columns that correlate with it. With a grid of values that the
+scale s of a row multiplies (whole numbers, or the entries of a codebook), column by column from the last
 (GPTQ, Frantar et al., arXiv:2210.17323, in the form of Babai's nearest plane, which needs no inverse), with L the
 Cholesky factor of the damped covariance, so that the error is |L^T (w - s q)|^2:
 
-    q_j = round((w_j + sum_{k > j} L_kj e_k / L_jj) / s),   e_j = w_j - s q_j
+    q_j = snap((w_j + sum_{k > j} L_kj e_k / L_jj) / s),   e_j = w_j - s q_j
 
-and then coordinate descent: a code moves by one step of size s where 2 s g_j + s^2 C_jj < 0 for the gradient g = d C.
-The mean goes into the bias exactly: b' = b - (W' - W) m.
+and then coordinate descent: for the gradient g = d C, q_j moves to snap(q_j - g_j / (s C_jj)), which is best for it
+while the others stay. The mean goes into the bias exactly: b' = b - (W' - W) m.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,10 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
 
-__all__ = ["as_rows", "from_rows", "round_with"]
+__all__ = ["Snap", "as_rows", "from_rows", "round_to_grid", "round_with"]
 
 Array = npt.NDArray[Any]
+Snap = Callable[[Array], Array]  # the value of the grid that is nearest to each number
 _DAMPING = 0.01  # of the mean diagonal: keeps columns that were hardly seen from running away
 _SWEEPS = 2
 
@@ -56,22 +59,32 @@ def round_with(
     covariance, mean = gram.covariance if centered else gram.products / max(gram.rows, 1), gram.mean
     codes = np.empty(w.shape)
     for g in range(groups):
-        start = np.clip(np.rint(w[g] / scales[g]), -limit, limit)
-        codes[g] = _best(w[g], scales[g], covariance[g], start, limit)
+        codes[g] = round_to_grid(w[g], scales[g], covariance[g], lambda v: np.clip(np.rint(v), -limit, limit))
     shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
 
 
-def _best(w: Array, scale: Array, covariance: Array, nearest: Array, limit: int) -> Array:
-    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent."""
+def round_to_grid(w: Array, scale: Array, covariance: Array, snap: Snap, free: Array | None = None) -> Array:
+    """Values of the grid, [outputs, K], that keep (scale * values - w) C (scale * values - w)^T small.
+
+    `w` is [outputs, K], `scale` [outputs, 1], `covariance` [K, K]. Entries where `free` is false become 0. Column-wise
+    compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
+    """
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
-    compensated = _compensate(w, scale, damped, limit)
-    start = nearest if compensated is None else compensated
-    return _descend(w, scale, damped, start, limit)
+    # What is rounded first has all others left to make its error good: the columns that count most come first.
+    order = np.argsort(np.diag(damped), kind="stable")
+    w, damped = w[:, order], damped[np.ix_(order, order)]
+    kept = np.ones(w.shape, bool) if free is None else free[:, order]
+    codes = _compensate(w, scale, damped, snap, kept)
+    if codes is None:
+        codes = np.where(kept, snap(w / scale), 0.0)
+    found = np.empty(w.shape)
+    found[:, order] = _descend(w, scale, damped, codes, snap, kept)
+    return found
 
 
-def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array | None:
+def _compensate(w: Array, scale: Array, covariance: Array, snap: Snap, free: Array) -> Array | None:
     """Codes column by column, from the last to the first; None if the covariance is not positive definite."""
     try:
         factor = np.linalg.cholesky(covariance)
@@ -84,30 +97,27 @@ def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array 
         errors = np.empty((w.shape[0], end - begin))
         for j in range(end - 1, begin - 1, -1):
             target = w[:, j] + pull[:, j] / factor[j, j]
-            codes[:, j] = np.clip(np.rint(target / scale[:, 0]), -limit, limit)
+            codes[:, j] = np.where(free[:, j], snap(target / scale[:, 0]), 0.0)
             errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, 0]
             pull[:, begin:j] += np.outer(errors[:, j - begin], factor[j, begin:j])
         pull[:, :begin] += errors @ factor[begin:end, :begin]
     return codes
 
 
-def _descend(w: Array, scale: Array, covariance: Array, codes: Array, limit: int) -> Array:
-    """Move single codes by one step while that lowers the error; all rows at once, column by column."""
+def _descend(w: Array, scale: Array, covariance: Array, codes: Array, snap: Snap, free: Array) -> Array:
+    """Move single codes to what is best for them while that lowers the error; all rows at once, column by column."""
     codes = codes.copy()
-    step = scale[:, 0]
     gradient = (codes * scale - w) @ covariance
     for _ in range(_SWEEPS):
         moved = False
         for j in range(w.shape[1]):
-            direction = -np.sign(gradient[:, j])
-            gain = 2 * direction * step * gradient[:, j] + np.square(step) * covariance[j, j]
-            target = codes[:, j] + direction
-            go = (gain < 0) & (np.abs(target) <= limit)
-            rows = np.flatnonzero(go)
+            best = snap(codes[:, j] - gradient[:, j] / (scale[:, 0] * covariance[j, j]))
+            rows = np.flatnonzero((best != codes[:, j]) & free[:, j])
             if len(rows):  # few rows move, so only theirs are touched: that is most of the time saved
                 moved = True
-                codes[rows, j] = target[rows]
-                gradient[rows] += (direction * step)[rows, None] * covariance[j]
+                step = (best[rows] - codes[rows, j]) * scale[rows, 0]
+                codes[rows, j] = best[rows]
+                gradient[rows] += step[:, None] * covariance[j]
         if not moved:
             break
     return codes

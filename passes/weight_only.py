@@ -22,7 +22,7 @@ from onnxcomp.graph import Constant, Graph, Model
 from onnxcomp.linear import linear
 from onnxcomp.passes.qdq import QuantizedWeight, output_channel_axis
 
-__all__ = ["compress_weights"]
+__all__ = ["compress_weights", "rebuild"]
 
 Array = npt.NDArray[Any]
 _MIN_BYTES = 1024  # below, two nodes and a scale take more room than they save
@@ -43,7 +43,9 @@ def compress_weights(model: Model, allow: Callable[[str], bool]) -> int:
         saved = site.constant.weight.nbytes - codes.codes.nbytes - codes.scales.nbytes
         if saved < _MIN_BYTES // 2 or not allow(f"{site.constant.name} to int8 codes"):
             continue
-        _rebuild(model, site, codes)
+        shape = [1] * codes.codes.ndim
+        shape[codes.axis] = -1
+        rebuild(model, site.scope, site.constant, codes.codes, codes.scales.reshape(shape))
         count += 1
     return count
 
@@ -87,12 +89,10 @@ def _round(values: Array, axis: int) -> QuantizedWeight:
     return QuantizedWeight(codes, scales, axis)
 
 
-def _rebuild(model: Model, site: _Site, codes: QuantizedWeight) -> None:
-    scope, constant = site.scope, site.constant
-    shape = [1] * codes.codes.ndim
-    shape[codes.axis] = -1
-    stored = model.constant(scope, f"{constant.name}_q", codes.codes)
-    scale = model.constant(scope, f"{constant.name}_scale", codes.scales.reshape(shape))
+def rebuild(model: Model, scope: Graph, constant: Constant, codes: Array, scales: Array) -> None:
+    """Put Cast(codes) * scales in the place of an initializer; `scales` broadcasts to the shape of the codes."""
+    stored = model.constant(scope, f"{constant.name}_q", codes)
+    scale = model.constant(scope, f"{constant.name}_scale", scales)
     unscaled, result = model.variable(f"{constant.name}_f"), model.variable(f"{constant.name}_w")
     scope.add("Cast", [stored], [unscaled], attrs={"to": scale.weight.data_type})
     scope.add("Mul", [unscaled, scale], [result])

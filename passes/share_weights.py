@@ -1,0 +1,218 @@
+"""share-weights: few distinct values per weight, chosen so that the outputs stay.
+
+Every weight gets a codebook of 2 to 8 bits: float values for the tensor, int8 values with one scale per output
+channel, or, in a model with int8 weights, a subset of its codes. Exact k-means gives the first codebook (kmeans.py),
+second-order assignment and closed-form centroids the rest (codebook.py), and sequential fitting makes errors of earlier
+operators good (share_refit.py). Bits go where they matter (bit_plan.py), as few as the drop on held-out samples allows,
+or as many as fit into a size. Equal tensors are tied first.
+
+The file gets small when the indices are stored instead of the values; run time stays what it was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.split import hold_out
+from onnxcomp.errors import UsageError
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
+from onnxcomp.passes.duplicates import merge_initializers
+from onnxcomp.passes.share_bias import store_bias
+from onnxcomp.passes.share_search import Candidate, SharingSearch, row_scales
+from onnxcomp.passes.share_storage import Key, by_key, store_codes
+from onnxcomp.passes.weight_only import rebuild
+
+__all__ = ["ShareWeights"]
+
+_MIN_TO_SPLIT = 40  # samples, of which one in five is held out
+_BITS = range(2, 9)
+_SIZE = re.compile(r"(\d+(?:\.\d*)?)x")
+
+
+@dataclass(frozen=True)
+class ShareWeights(Pass):
+    """Few distinct values per weight: codebooks of 2 to 8 bits, fitted to the outputs.
+
+    One budget: `bits` (the same for every weight), `size` (of the file: bytes, or a ratio such as 8x, as estimated for
+    indices of so many bits), `drop` (quality that may be lost; by default the pipeline's). `form` is one codebook per
+    tensor, int8 codes with a scale per output channel ("channels"), or whichever has the smaller error at equal bytes.
+    `assignment` nearest is plain k-means. `refit` fits operators in sequence. `only` and `skip` are patterns of names
+    of weights or nodes, such as "*fc*".
+    """
+
+    name: ClassVar[str] = "share-weights"
+    effect: ClassVar[Effect] = "lossy"
+    after: ClassVar[tuple[str, ...]] = (
+        "cleanup", "fold-constants", "fuse", "equalize", "prune-channels", "prune-weights", "factorize", "quantize"
+    )  # fmt: skip
+
+    bits: int | None = None
+    size: str | None = None
+    drop: float | None = None
+    form: Literal["auto", "tensor", "channels"] = "auto"
+    assignment: Literal["second-order", "nearest"] = "second-order"
+    refit: bool = True
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("bits", "size", "drop") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise UsageError(f"pass 'share-weights' takes one budget, not {' and '.join(given)}")
+        if self.bits is not None and self.bits not in _BITS:
+            raise UsageError(f"option 'bits' of pass 'share-weights' is {self.bits}; it must be 2 to 8")
+        if self.drop is not None and not 0 <= self.drop <= 1:
+            raise UsageError("option 'drop' of pass 'share-weights' must be a share from 0 to 1")
+        if self.size is not None and not (self.size.isdigit() or _SIZE.fullmatch(self.size)):
+            raise UsageError(
+                f"option 'size' of pass 'share-weights' is {self.size!r}; it must be bytes or a ratio, such as 8x"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        return self.bits is None
+
+    def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
+        if ctx.data is None and self.needs_data:
+            raise UsageError(
+                "pass 'share-weights' finds out with calibration data how few values will do; give them with --calib, "
+                "or give a number of bits such as share-weights:bits=4"
+            )
+        tied = merge_initializers(model, ctx)
+        data, held = _parts(ctx.data)
+        search = SharingSearch(
+            model, ctx, data, held,
+            only=self.only, skip=self.skip, second_order=self.assignment == "second-order",
+        )  # fmt: skip
+        if not search.weights:
+            return {"shared": 0, "tied": tied}
+        before = len(model.to_bytes())
+        options = {
+            key: search.options(w, self.form, _BITS if self.bits is None else range(self.bits, self.bits + 1))
+            for key, w in search.weights.items()
+        }
+        plan, best = self._choose(search, options, before, ctx)
+        if best is None:
+            ctx.rewrites.clear()
+            return {"shared": 0, "tied": tied, "reason": "8 bits in every weight cost more than the budget allows"}
+        rows = _account(search, plan)
+        _write(model, search, plan, best)
+        weights = sum(w.constant.weight.nbytes for w in search.weights.values())
+        return {
+            "shared": len(plan),
+            "tied": tied,
+            "bits_per_weight": round(8 * total(plan) / sum(w.constant.weight.size for w in search.weights.values()), 2),
+            "estimated_bytes": int(before - _stored_now(search) + total(plan)),
+            "weight_bytes": weights,
+            "sqnr_db": round(best.score, 2) if np.isfinite(best.score) else None,
+            "drop": best.drop if np.isfinite(best.drop) else None,
+            **{k: round(v, 2) for k, v in best.steps.items()},
+            "weights": rows,
+        }
+
+    def _choose(
+        self, search: SharingSearch, options: Mapping[Key, list[Option]], before: int, ctx: Context
+    ) -> tuple[Plan, Candidate | None]:
+        if self.bits is not None:
+            plan: Plan = {key: _better(row, search.weights[key].constant.weight.size) for key, row in options.items()}
+            return plan, self._finish(search, plan, search.candidate(plan))
+        found = plans(options, search.factors(options))
+        if self.size is not None:
+            plan = largest_within(found, _wanted(self.size, before) - (before - _stored_now(search)))
+            return plan, self._finish(search, plan, search.candidate(plan))
+        return self._smallest(search, found, ctx.max_drop if self.drop is None else self.drop)
+
+    def _finish(self, search: SharingSearch, plan: Plan, start: Candidate) -> Candidate:
+        return search.refitted(start, plan) if self.refit else start
+
+    def _smallest(
+        self, search: SharingSearch, found: list[Plan], allowed: float
+    ) -> tuple[Plan, Candidate | None]:
+        """The smallest plan within the drop: by bisection without refit, then with it from there on."""
+        low, high = -1, len(found)  # the last that is known to do, the first that is known not to
+        best: Candidate | None = None
+        while high - low > 1:
+            middle = (low + high) // 2
+            tried = search.candidate(found[middle])
+            if tried.drop <= allowed:
+                low, best = middle, tried
+            else:
+                high = middle
+        step, low = (1, low) if self.refit else (0, low)
+        while step and low + 1 < len(found):
+            middle = min(max(low, 0) + step, len(found) - 1)
+            tried = self._finish(search, found[middle], search.candidate(found[middle]))
+            if tried.drop > allowed:
+                break
+            low, best, step = middle, tried, 2 * step
+        return found[max(low, 0)], best
+
+
+def _parts(data: Dataset | None) -> tuple[Dataset | None, Dataset | None]:
+    """What statistics are taken from, and what candidates are judged on."""
+    if data is None or (data.length is not None and data.length < _MIN_TO_SPLIT):
+        return data, data
+    return hold_out(data)
+
+
+def _better(row: list[Option], size: int) -> Option:
+    """The option with the smaller error at equal bytes: a bit more per weight is worth a factor of 4."""
+    return min(row, key=lambda o: o.error * 4.0 ** (8 * o.size / size))
+
+
+def _wanted(size: str, before: int) -> float:
+    ratio = _SIZE.fullmatch(size)
+    return before / float(ratio[1]) if ratio else float(size)
+
+
+def _stored_now(search: SharingSearch) -> float:
+    """Bytes of the weights as they are stored now."""
+    return sum(
+        w.constant.weight.size * (1 if key in search.storage else w.constant.dtype.itemsize)
+        for key, w in search.weights.items()
+    )
+
+
+def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> None:
+    """Put the result into the model, in the form that it has or that was chosen."""
+    constants = by_key(model)
+    scopes = list(model.graph.scopes())
+    codes = {}
+    for key, shared in best.shared.items():
+        weight = search.weights[key]
+        if plan[key].form == "codes":
+            codes[key] = search.values(key, shared)
+        elif plan[key].form == "channels":
+            stored = np.ascontiguousarray(weight.layout.back(shared.codes).astype(np.int8))
+            wide = np.float64 if weight.constant.dtype == np.float64 else np.float32
+            scope, constant = constants[key]
+            rebuild(model, scope, constant, stored, row_scales(weight, shared.scales).astype(wide))
+        else:
+            constants[key][1].values = search.values(key, shared)
+    for key, bias in best.biases.items():
+        site = search.weights[key].site
+        if site is not None:
+            store_bias(model, scopes[key[0]], site, bias)
+    store_codes(model, codes, search.storage)
+
+
+def _account(search: SharingSearch, plan: Plan) -> list[dict[str, Any]]:
+    """A line per weight for the report."""
+    return [
+        {
+            "weight": search.weights[key].name,
+            "form": option.form,
+            "bits": option.bits,
+            "bits_per_weight": round(8 * option.size / search.weights[key].constant.weight.size, 2),
+            "error": round(option.error, 6),
+        }
+        for key, option in plan.items()
+    ]
