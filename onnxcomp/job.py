@@ -18,7 +18,7 @@ from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
 from onnxcomp.quality import Metric
 from onnxcomp.registry import load_pass
-from onnxcomp.runtime import open_session
+from onnxcomp.runtime import PROVIDERS, open_session
 from onnxcomp.samples import Samples
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.verdict import Effect, Verification
@@ -52,7 +52,10 @@ class Job:
         session = open_session(self.original, threads=options.threads)
         self.samples = Samples(options, session, self.source)
         self.notes = list(self.samples.notes)
-        if options.calib is None and options.passes is None:
+        if options.target != "cpu" and options.bench_seconds <= 0:
+            provider = PROVIDERS[options.target]
+            self.notes.append(f"verified on the CPU provider; speed on {provider} was not measured")
+        if options.calib is None and options.passes is None and options.target != "cuda":
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
         self._verified: Verification | None = None  # of the model as it is now
@@ -169,7 +172,8 @@ class Job:
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
-            self.notes.append(f"8-bit arithmetic was not kept: {reason}")
+            what = "16-bit" if self.options.target == "cuda" else "8-bit"
+            self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
 
     def shrink_weights(self) -> None:
@@ -285,7 +289,7 @@ def _pipeline(options: Options) -> Pipeline:
         if options.calib is None and need:
             raise UsageError(f"pass {need[0]!r} needs calibration data; give them with --calib")
         return pipeline
-    passes = Pipeline.parse(DEFAULT_PASSES).passes
+    passes = Pipeline.parse(DEFAULT_PASSES[options.target]).passes
     return Pipeline(tuple(p for p in passes if not p.needs_data or options.calib is not None))
 
 

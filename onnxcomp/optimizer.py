@@ -15,7 +15,7 @@ from typing import Any
 
 from onnxcomp import io
 from onnxcomp.environment import environment
-from onnxcomp.errors import UsageError
+from onnxcomp.errors import ProviderError, UsageError
 from onnxcomp.job import Job
 from onnxcomp.options import Options
 from onnxcomp.report import Report
@@ -48,7 +48,7 @@ def optimize(
     if chosen.json is not None:
         _check_distinct(Path(chosen.json), target, model)
         io.check_output(Path(chosen.json), overwrite=chosen.force)
-    provider_name(chosen.target)
+    _check_provider(chosen)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
@@ -85,6 +85,16 @@ def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
     if isinstance(model, (str, os.PathLike)) and target.exists() and Path(model).exists() and target.samefile(model):
         raise UsageError(f"the output {target} is the input itself, which is never modified; choose another with -o")
     return target
+
+
+def _check_provider(options: Options) -> None:
+    """A model for a provider that is not here can be made and verified, but not measured."""
+    if options.bench_seconds <= 0:
+        return
+    try:
+        provider_name(options.target)
+    except ProviderError as error:
+        raise ProviderError(f"{error}; or build here without measuring the speed: --bench-seconds 0") from error
 
 
 def _check_distinct(extra: Path, target: Path, model: Any) -> None:
