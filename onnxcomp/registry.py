@@ -27,6 +27,7 @@ BUILTIN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "quantize": "onnxcomp.passes.quantize:Quantize",
+    "convert-fp16": "onnxcomp.passes.convert_fp16:ConvertFp16",
 }
 
 

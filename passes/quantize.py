@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.split import hold_out
+from onnxcomp.calibration.split import parts
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.linear import LINEAR_OPS
@@ -27,7 +26,6 @@ from onnxcomp.shapes import infer
 __all__ = ["Quantize"]
 
 _MIN_OPSET = 13  # DequantizeLinear with a scale per channel
-_MIN_TO_SPLIT = 40  # samples, of which one in five is held out
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ class Quantize(Pass):
             from onnxcomp.opset import upgrade
 
             upgrade(model, _MIN_OPSET)
-        fit, held = _parts(ctx.data)
+        fit, held = parts(ctx.data)
         search = Search(model, ctx, self, Judge(model, held, threads=ctx.threads), fit, layout)
         best = search.run(frozenset(skip))
         if not any(u.view is not None for u in best.units):
@@ -85,13 +83,3 @@ class Quantize(Pass):
             return {"quantized": 0, "reason": "8 bits cost more than the budget allows in every part of the model"}
         model.become(best.model)
         return search.account(best)
-
-
-def _parts(data: Dataset) -> tuple[Dataset, Dataset]:
-    """What statistics are taken from, and what candidates are judged on; the same if there is too little to split.
-
-    A handful of held-out samples chooses by chance; rounding decisions hardly overfit.
-    """
-    if data.length is not None and data.length < _MIN_TO_SPLIT:
-        return data, data
-    return hold_out(data)
