@@ -2,9 +2,9 @@
 
 Half of the bytes, and the tensor cores of a GPU. Which nodes stay in float32 follows from the operators, from the
 weights, and with calibration data from the ranges of all values (fp16_rules.py); then the result is judged on samples
-that were held out, and where it breaks the budget, the run of nodes whose return to float32 helps most goes back,
-again and again. Without data only the rules decide. ONNX Runtime's CPU provider has few float16 kernels and
-converts around the others: it verifies the model, but does not run it faster.
+that were held out, with every value rounded as a GPU does it, and where it breaks the budget, the run of nodes whose
+return to float32 helps most goes back, again and again. Without data only the rules decide. ONNX Runtime's CPU provider
+has few float16 kernels and converts around the others: it runs the model, but no faster, and more exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Model, Node, sort
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
-from onnxcomp.passes.fp16_rewrite import to_half
+from onnxcomp.passes.fp16_rewrite import rounded_to_half, to_half
 from onnxcomp.passes.fp16_rules import Refused, refused_by_ranges, refused_by_rules, spread
 from onnxcomp.passes.judge import Judge
 from onnxcomp.probe import probe
@@ -56,17 +56,14 @@ class ConvertFp16(Pass):
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         chosen, candidates = self._choose(model, ctx)
+        details: dict[str, Any] = {}
+        if chosen and ctx.data is not None:
+            score, chosen = _within_budget(model, chosen, ctx)
+            details["sqnr_db"] = round(score, 2)
         chosen = _loadable(model, chosen, ctx)
         if not chosen:
             ctx.rewrites.clear()
             return {"float16": 0}
-        details: dict[str, Any] = {}
-        if ctx.data is not None:
-            score, chosen = _within_budget(model, chosen, ctx)
-            details["sqnr_db"] = round(score, 2)
-        if not chosen:
-            ctx.rewrites.clear()
-            return {"float16": 0, "reason": "half precision costs more than the budget allows everywhere"}
         model.become(_converted(model, chosen))
         return {"float16": len(chosen), "float32": candidates - len(chosen), **details}
 
@@ -109,13 +106,17 @@ def _ranges(model: Model, shapes: Shapes, ctx: Context) -> Mapping[str, Any]:
     )  # fmt: skip
 
 
-def _converted(model: Model, chosen: list[Place]) -> Model:
+def _converted(model: Model, chosen: list[Place], *, simulated: bool = False) -> Model:
+    """A copy with the chosen nodes in float16, or `simulated`: see `rounded_to_half`."""
     copy = model.copy()
     shapes, scopes = infer(copy), list(copy.graph.scopes())
     constants: dict[Any, Constant] = {}
     for number, scope in enumerate(scopes):
         nodes = [scope.nodes[position] for place, position in chosen if place == number]
-        to_half(copy, scope, nodes, shapes, copy.opset, constants)
+        if simulated:
+            rounded_to_half(copy, scope, nodes, shapes, copy.opset)
+        else:
+            to_half(copy, scope, nodes, shapes, copy.opset, constants)
     sort(copy)
     remove_dead(copy, Context())
     return copy
@@ -153,7 +154,7 @@ def _within_budget(model: Model, chosen: list[Place], ctx: Context) -> tuple[flo
     _, held = parts(ctx.data)
     judge = Judge(model, held, threads=ctx.threads)
     allowed = ctx.max_drop * _MARGIN
-    score, drop = judge.score(_converted(model, chosen))
+    score, drop = judge.score(_converted(model, chosen, simulated=True))
     for number in range(_ROUNDS):
         if drop <= allowed or not chosen:
             break
@@ -161,10 +162,6 @@ def _within_budget(model: Model, chosen: list[Place], ctx: Context) -> tuple[flo
         for run in np.array_split(np.arange(len(chosen)), min(_RUNS, len(chosen))):
             ctx.progress(number / _ROUNDS, "looking for layers to keep in float32")
             rest = [c for i, c in enumerate(chosen) if i < run[0] or i > run[-1]]
-            candidate = _converted(model, rest)
-            if _loads(candidate):
-                tried.append((*judge.score(candidate), rest))
-        if not tried:
-            return float("-inf"), []
+            tried.append((*judge.score(_converted(model, rest, simulated=True)), rest))
         score, drop, chosen = min(tried, key=lambda t: (max(t[1], allowed), -t[0]))
     return score, chosen

@@ -19,7 +19,7 @@ from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.passes.fp16_rules import LARGEST, half_positions
 from onnxcomp.shapes import Shapes
 
-__all__ = ["to_half"]
+__all__ = ["rounded_to_half", "to_half"]
 
 Array = npt.NDArray[Any]
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
@@ -45,6 +45,29 @@ def to_half(
             if node.outputs[i].name and shapes[node.outputs[i]].elem == _FLOAT:
                 node.outputs[i] = writer.produced(node.outputs[i])
     writer.widen()
+
+
+def rounded_to_half(model: Model, scope: Graph, nodes: Collection[Node], shapes: Shapes, version: int) -> None:
+    """Make `nodes` compute in float32 what they would in float16, up to sums: weights and results are rounded to it.
+
+    ONNX Runtime's CPU provider runs neighbouring operators in float32 without rounding in between, so the float16 model
+    itself shows neither the error nor the overflow that it has on a GPU. In place; the scope is not sorted afterwards.
+    """
+    chosen = set(nodes)
+    for node in [n for n in scope.nodes if n in chosen]:
+        positions = half_positions(node, version)
+        for i in positions[0] if positions is not None else []:
+            weight = model.weight(node.inputs[i]) if node.inputs[i].name else None
+            if weight is not None and weight.data_type == _FLOAT:
+                rounded = _narrow(weight.load()).astype(np.float32)
+                node.inputs[i] = model.constant(scope, f"{node.inputs[i].name}_h", rounded)
+        for i in positions[1] if positions is not None else []:
+            tensor = node.outputs[i]
+            if tensor.name and shapes[tensor].elem == _FLOAT:
+                exact, narrow = model.variable(f"{tensor.name}_exact"), model.variable(f"{tensor.name}_h")
+                node.outputs[i] = exact
+                scope.add("Cast", [exact], [narrow], attrs={"to": _HALF})
+                scope.add("Cast", [narrow], [tensor], attrs={"to": _FLOAT})
 
 
 class _Writer:

@@ -77,7 +77,7 @@ def _compared(model: Model) -> list[str]:
     names = [o.name for o in model.graph.outputs]
     for output in model.graph.outputs:
         node = producer(output)
-        if node is not None and node.op == "Cast" and not node.domain:  # of a half-precision candidate
+        while node is not None and node.op == "Cast" and not node.domain:  # of a half-precision candidate
             node = producer(node.inputs[0])
         soft = node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid") and not node.domain
         source = node.inputs[0] if node is not None and soft else output
