@@ -23,7 +23,7 @@ _GOALS = ("latency", "size", "balanced")
 _LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup"
 # What runs for a target when neither passes nor a recipe are given.
 DEFAULT_PASSES = {
-    "cpu": f"{_LOSSLESS},quantize",
+    "cpu": f"{_LOSSLESS},quantize:latency=true",
     "cuda": f"{_LOSSLESS},convert-fp16",
     "tensorrt": f"{_LOSSLESS},quantize",
 }

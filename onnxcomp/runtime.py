@@ -32,6 +32,7 @@ __all__ = [
     "Session",
     "TensorSpec",
     "executed_kernels",
+    "node_times",
     "open_session",
     "provider_name",
 ]
@@ -203,6 +204,33 @@ def executed_kernels(
     The first run is left out: it allocates and packs. Assignment to a provider does not prove which kernel ran
     (a quantized Conv may run as QLinearConv or as float Conv between Q and DQ): only the profile does.
     """
+    found: dict[tuple[str, str], list[float]] = {}
+    for event in _kernel_events(model, feeds, provider, threads, runs):
+        key = (event["args"].get("provider", "?"), event["args"]["op_name"])
+        entry = found.setdefault(key, [0.0, 0.0])
+        entry[0] += 1
+        entry[1] += event["dur"]
+    kernels = [Kernel(where, op, n / runs, us / runs) for (where, op), (n, us) in found.items()]
+    return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
+
+
+def node_times(
+    model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 9
+) -> dict[str, float]:
+    """Microseconds of each node that ran, by its name: the median over `runs` runs in a session of its own.
+
+    Optimizations replace nodes: the names are those of what is left, mostly the old one with something behind it.
+    """
+    found: dict[str, list[float]] = {}
+    for event in _kernel_events(model, feeds, provider, threads, runs):
+        found.setdefault(event["name"].removesuffix("_kernel_time"), []).append(event["dur"])
+    return {name: float(np.median(times)) for name, times in found.items()}
+
+
+def _kernel_events(
+    model: Any, feeds: Mapping[str, Array], provider: str, threads: int, runs: int
+) -> list[dict[str, Any]]:
+    """The kernels of `runs` runs, as the profile lists them; a run before them is left out."""
     with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
         session = open_session(model, provider=provider, threads=threads, profile=os.path.join(folder, "run"))
         for _ in range(runs + 1):
@@ -210,15 +238,9 @@ def executed_kernels(
         events = json.loads(Path(session.native.end_profiling()).read_text(encoding="utf-8"))
     first = next(e for e in events if e.get("name") == "model_run")
     begin = first["ts"] + first["dur"]
-    found: dict[tuple[str, str], list[float]] = {}
-    for event in events:
-        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time") and event["ts"] >= begin:
-            key = (event["args"].get("provider", "?"), event["args"]["op_name"])
-            entry = found.setdefault(key, [0.0, 0.0])
-            entry[0] += 1
-            entry[1] += event["dur"]
-    kernels = [Kernel(where, op, n / runs, us / runs) for (where, op), (n, us) in found.items()]
-    return sorted(kernels, key=lambda k: (-k.microseconds, k.op))
+    return [
+        e for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time") and e["ts"] >= begin
+    ]
 
 
 def _spec(native: Any) -> TensorSpec:

@@ -5,7 +5,8 @@ Histograms and second moments are collected once. Candidates are judged on calib
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
 3. sequential bias correction (bias_correction.py), likewise;
-4. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py).
+4. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
+5. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnxcomp.passes.bias_correction import correct
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
 from onnxcomp.passes.islands import rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.latency import drop_slow_groups
 from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.moments import Moments, observe_inputs
 from onnxcomp.passes.placement import Placement
@@ -68,6 +70,7 @@ class Search:
         self.fit = fit
         self.layout = layout
         self.trail: dict[str, float] = {}
+        self.slow: frozenset[str] = frozenset()  # units that are in float because they are faster so
         self.limit = _largest_code(options.weight_bits, layout)
 
     def run(self, skip: frozenset[str]) -> Candidate:
@@ -79,6 +82,8 @@ class Search:
             best = self._corrected(best)
         if self.options.islands:
             best = self._with_islands(best)
+        if self.options.latency and self.layout is CPU:
+            best = self._faster(best)
         return best
 
     def _observe(self, skip: frozenset[str]) -> Moments:
@@ -151,6 +156,16 @@ class Search:
             self.trail["float islands"] = best.score
         return best
 
+    def _faster(self, best: Candidate) -> Candidate:
+        """Give back to float what is slower in 8 bits on this machine; see latency.py."""
+        if not any(u.view is not None for u in best.units):
+            return best
+        self.ctx.progress(0.9, "timing groups of layers")
+        feeds = next(iter(self.fit.batches(1))).feeds
+        faster = drop_slow_groups(best, self._build, self.model, feeds, threads=self.ctx.threads)
+        self.slow = faster.decisions.skip - best.decisions.skip
+        return faster
+
     def _keep_better(self, what: str, old: Candidate, new: Candidate) -> Candidate:
         self.trail[what] = new.score
         return new if new.score > old.score else old
@@ -161,7 +176,8 @@ class Search:
         left = {u.key: u.label for u in self._place(self.model, frozenset(self.options.skip)).units}
         return {
             "quantized": len(units),
-            "float_islands": sorted(left.get(k, k) for k in best.decisions.skip - set(self.options.skip)),
+            "float_islands": sorted(left.get(k, k) for k in best.decisions.skip - set(self.options.skip) - self.slow),
+            **({"float_for_speed": sorted(left.get(k, k) for k in self.slow)} if self.slow else {}),
             "sqnr_db": round(best.score, 2),
             "steps_db": {k: round(v, 2) for k, v in self.trail.items()},
         }
