@@ -8,9 +8,10 @@ import numpy as np
 
 from onnxcomp.calibration.data import Batch, Dataset
 
-__all__ = ["hold_out", "limited"]
+__all__ = ["hold_out", "limited", "parts"]
 
 _EVERY = 5  # one sample in five is held out
+_MIN_TO_SPLIT = 40  # samples below which none are held out to choose by
 
 
 def hold_out(data: Dataset) -> tuple[Dataset, Dataset]:
@@ -20,6 +21,16 @@ def hold_out(data: Dataset) -> tuple[Dataset, Dataset]:
     the second part is then empty, and reading it raises DataError.
     """
     return _part(data, lambda i: i % _EVERY != _EVERY - 1), _part(data, lambda i: i % _EVERY == _EVERY - 1)
+
+
+def parts(data: Dataset) -> tuple[Dataset, Dataset]:
+    """What statistics are taken from, and what candidates are judged on; the same if there is too little to split.
+
+    A handful of held-out samples chooses by chance; rounding decisions hardly overfit.
+    """
+    if data.length is not None and data.length < _MIN_TO_SPLIT:
+        return data, data
+    return hold_out(data)
 
 
 def limited(data: Dataset, samples: int | None) -> Dataset:

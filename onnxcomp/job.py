@@ -57,7 +57,9 @@ class Job:
         self.samples = Samples(options, session, plain(self.source))
         self.gate = SpeedGate(self.original, self.samples, options, progress)
         self.notes = list(self.samples.notes)
-        if options.calib is None and options.passes is None:
+        if options.target != "cpu" and options.bench_seconds <= 0:
+            self.notes.append(f"verified on the CPU provider; speed on {options.target} was not measured")
+        if options.calib is None and options.passes is None and options.target != "cuda":
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
         # By identity, of models that do not change any more and are kept with it.
@@ -181,7 +183,8 @@ class Job:
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
-            self.notes.append(f"8-bit arithmetic was not kept: {reason}")
+            what = "16-bit" if self.options.target == "cuda" else "8-bit"
+            self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
 
     def shrink_weights(self) -> None:
@@ -290,7 +293,7 @@ def _asked(options: Options) -> Pipeline:
         if options.calib is None and need:
             raise UsageError(f"pass {need[0]!r} needs calibration data; give them with --calib")
         return pipeline
-    passes = Pipeline.parse(DEFAULT_PASSES).passes
+    passes = Pipeline.parse(DEFAULT_PASSES[options.target]).passes
     return Pipeline(tuple(p for p in passes if not p.needs_data or options.calib is not None))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from onnxcomp import io
 from onnxcomp.bench import Benchmark
 from onnxcomp.environment import environment
-from onnxcomp.errors import UsageError, VerificationError
+from onnxcomp.errors import ProviderError, UsageError, VerificationError
 from onnxcomp.job import Job
 from onnxcomp.layer_table import layer_table, layer_times
 from onnxcomp.layer_values import look_inside
@@ -54,7 +54,7 @@ def optimize(
     target = _output_path(model, chosen.output)
     io.check_output(target, overwrite=chosen.force)
     _check_extras(chosen, target, model)
-    provider_name(chosen.target)
+    _check_provider(chosen)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
@@ -122,6 +122,16 @@ def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
     if isinstance(model, (str, os.PathLike)) and target.exists() and Path(model).exists() and target.samefile(model):
         raise UsageError(f"the output {target} is the input itself, which is never modified; choose another with -o")
     return target
+
+
+def _check_provider(options: Options) -> None:
+    """A model for a provider that is not here can be made and verified, but not measured."""
+    if options.bench_seconds <= 0:
+        return
+    try:
+        provider_name(options.target)
+    except ProviderError as error:
+        raise ProviderError(f"{error}; or build here without measuring the speed: --bench-seconds 0") from error
 
 
 def _check_extras(options: Options, target: Path, model: Any) -> None:

@@ -20,8 +20,13 @@ __all__ = ["DEFAULT_PASSES", "Options", "share"]
 Progress = Callable[[float, str], None]
 _TARGETS = ("cpu", "cuda", "tensorrt")
 _GOALS = ("latency", "size", "balanced")
-# What runs when neither passes nor a recipe are given.
-DEFAULT_PASSES = "cleanup,fold-constants,cleanup,fuse,cleanup,dead-channels,quantize"
+_LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup,dead-channels"
+# What runs for a target when neither passes nor a recipe are given.
+DEFAULT_PASSES = {
+    "cpu": f"{_LOSSLESS},quantize:latency=true",
+    "cuda": f"{_LOSSLESS},convert-fp16",
+    "tensorrt": f"{_LOSSLESS},quantize",
+}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", re.IGNORECASE)
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x?")
 

@@ -21,7 +21,8 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.runner import collect
 from onnxcomp.graph import Model
 from onnxcomp.passes.candidate import Candidate
-from onnxcomp.passes.placement import Unit, place
+from onnxcomp.passes.layout import CPU, Layout
+from onnxcomp.passes.placement import Unit
 from onnxcomp.shapes import infer
 
 __all__ = ["correct"]
@@ -29,12 +30,15 @@ __all__ = ["correct"]
 Array = npt.NDArray[Any]
 
 
-def correct(model: Model, candidate: Candidate, data: Dataset, *, threads: int) -> dict[str, Array]:
+def correct(
+    model: Model, candidate: Candidate, data: Dataset, *, threads: int, layout: Layout = CPU
+) -> dict[str, Array]:
     """New biases per unit from one run of the float model and one of the candidate over the same samples."""
     from onnxcomp.manager import Context
 
-    plan = place(model, model.graph, infer(model), Context(), keep_float=candidate.decisions.skip)
-    floats = {u.key: u for u in plan.units if u.takes_bias}
+    plan = layout.place(model, model.graph, infer(model), Context(), keep_float=candidate.decisions.skip)
+    # What a constant input gives depends on the position behind a ConvTranspose.
+    floats = {u.key: u for u in plan.units if u.takes_bias and u.node.op != "ConvTranspose"}
     quantized = {u.key: u for u in candidate.units if u.takes_bias and u.key in floats}
     before = _means(model, list(floats.values()), data, threads)
     after = _means(candidate.model, list(quantized.values()), data, threads)

@@ -13,7 +13,8 @@ from onnxcomp.calibration.ranges import QuantParameters
 from onnxcomp.graph import Model, sort
 from onnxcomp.manager import Context
 from onnxcomp.passes.cleanup import remove_dead
-from onnxcomp.passes.placement import Placement, Unit, place
+from onnxcomp.passes.layout import CPU, Layout
+from onnxcomp.passes.placement import Placement, Unit
 from onnxcomp.passes.qdq import QuantizedWeight, insert, quantize_weight
 from onnxcomp.shapes import infer
 
@@ -66,14 +67,14 @@ def first_decisions(
     return Decisions(skip, chosen, weights, biases)
 
 
-def build(model: Model, decisions: Decisions, ops: tuple[str, ...]) -> Candidate:
+def build(model: Model, decisions: Decisions, ops: tuple[str, ...], layout: Layout = CPU) -> Candidate:
     """The model with Q/DQ as decided, on a copy."""
     copy = model.copy()
-    plan = place(copy, copy.graph, infer(copy), Context(), keep_float=decisions.skip, ops=ops)
+    plan = layout.place(copy, copy.graph, infer(copy), Context(), keep_float=decisions.skip, ops=ops)
     chosen = {t: decisions.chosen[t.name] for t in map(plan.root, plan.quantized)}
     weights = {u.node: decisions.weights[u.key] for u in plan.units if u.view is not None}
     biases = {u.node: decisions.biases[u.key] for u in plan.units if _bias_matters(u, decisions)}
-    insert(copy, copy.graph, plan, chosen, weights, biases)
+    insert(copy, copy.graph, plan, chosen, weights, biases, float_bias=layout.float_bias)
     sort(copy)
     remove_dead(copy, Context())
     return Candidate(decisions, copy, tuple(plan.units))

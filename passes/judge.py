@@ -109,6 +109,8 @@ def _compared(model: Model) -> list[str]:
     names = [o.name for o in model.graph.outputs]
     for output in model.graph.outputs:
         node = producer(output)
+        while node is not None and node.op == "Cast" and not node.domain:  # of a half-precision candidate
+            node = producer(node.inputs[0])
         soft = node is not None and node.op in ("Softmax", "LogSoftmax", "Sigmoid") and not node.domain
         source = node.inputs[0] if node is not None and soft else output
         names.append(source.name if producer(source) is not None else output.name)

@@ -98,7 +98,7 @@ def _source(plan: Placement, tensor: Any, wanted: dict[str, Any]) -> str:
 def _by_input(units: Iterable[Unit], memory: int) -> dict[str, list[Unit]]:
     found: dict[str, list[Unit]] = {}
     for unit in units:
-        if unit.view is not None and _affordable(unit, memory):
+        if unit.view is not None and unit.node.op != "ConvTranspose" and _affordable(unit, memory):
             found.setdefault(unit.node.inputs[0].name, []).append(unit)
     return found
 

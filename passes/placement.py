@@ -26,7 +26,7 @@ from onnxcomp.linear import Linear, linear
 from onnxcomp.manager import Context
 from onnxcomp.shapes import Shapes
 
-__all__ = ["Placement", "Unit", "place"]
+__all__ = ["Placement", "Unit", "addend_of", "place"]
 
 Array = npt.NDArray[Any]
 
@@ -94,12 +94,14 @@ class Unit:
 class Placement:
     """The units in node order, and the 8-bit values in order of appearance.
 
-    `same` maps a value to the one whose scale and zero point it must share.
+    `same` maps a value to the one whose scale and zero point it must share. `edges` lists who reads each value as
+    8-bit; without it, all units do, and everyone where a unit computes the value.
     """
 
     units: list[Unit] = field(default_factory=list)
     quantized: dict[Any, None] = field(default_factory=dict)
     same: dict[Any, Any] = field(default_factory=dict)
+    edges: dict[Any, list[Node]] | None = None
 
     def root(self, tensor: Any) -> Any:
         """The value that decides scale and zero point of `tensor`."""
@@ -136,7 +138,7 @@ def place(
         convolution = node.op == "Conv"
         activation = _activation(model, node, outputs, home) if node.op in ("Conv", "Gemm", "Add") else None
         quantized = view is None or convolution
-        addend = _addend(view, outputs, home) if view is not None and view.op == "MatMul" else None
+        addend = addend_of(view, outputs, home) if view is not None and view.op == "MatMul" else None
         unit = Unit(node, view, activation, quantized, node.outputs[0].name, addend)
         plan.units.append(unit)
         if activation is not None:
@@ -226,7 +228,7 @@ def _activation(model: Model, node: Node, outputs: set[Any], home: set[Node]) ->
     return follower
 
 
-def _addend(view: Linear, outputs: set[Any], home: set[Node]) -> Node | None:
+def addend_of(view: Linear, outputs: set[Any], home: set[Node]) -> Node | None:
     """The Add that alone reads a MatMul and adds one constant per column."""
     value = view.node.outputs[0]
     if value in outputs or len(value.outputs) != 1 or value.outputs[0] not in home:

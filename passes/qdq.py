@@ -2,14 +2,14 @@
 
     activation   x -> QuantizeLinear(s_x, z_x) -> DequantizeLinear(s_x, z_x) -> readers
     weight       int8 [.., channels, ..] -> DequantizeLinear(s_w[c], 0, axis) -> node
-    bias         int32, scale s_x s_w[c] -> DequantizeLinear -> node
+    bias         int32, scale s_x s_w[c] -> DequantizeLinear -> node, or as it is in float (TensorRT)
 
 Weights are stored as the int8 values that the kernels multiply, once for each tensor however many nodes share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,8 +82,9 @@ def room_for_bias(weight: QuantizedWeight, bias: Array, input_scale: float) -> Q
 
 
 class _Writer:
-    def __init__(self, model: Model, scope: Graph) -> None:
+    def __init__(self, model: Model, scope: Graph, float_bias: bool) -> None:
         self.model = model
+        self.float_bias = float_bias
         self.scope = scope
         self.constants: dict[tuple[str, bytes, tuple[int, ...]], Constant] = {}
         self.weights: dict[tuple[int, int], Any] = {}
@@ -123,18 +124,22 @@ def insert(
     chosen: Mapping[Any, QuantParameters],
     weights: Mapping[Node, QuantizedWeight],
     biases: Mapping[Node, Array],
+    *,
+    float_bias: bool = False,
 ) -> None:
-    """Write the placement. `chosen` has the parameters of each 8-bit value, `biases` a float64 bias per unit with one.
+    """Write the placement. `chosen` has the parameters of each 8-bit value, `biases` a float64 bias per unit with one,
+    written as float32 with `float_bias`, else as int32.
 
     The graph is not sorted afterwards.
     """
-    writer = _Writer(model, scope)
+    writer = _Writer(model, scope, float_bias)
     produced = {o for u in plan.units for o in [u.output, *u.node.outputs]}
     readers = {u.node for u in plan.units}
     inputs = {u.node: u.node.inputs[0] for u in plan.units if u.view is not None}
     for tensor in plan.quantized:
-        everyone = tensor in produced
-        _quantize_value(writer, tensor, chosen[plan.root(tensor)], readers, everyone=everyone)
+        everyone = plan.edges is None and tensor in produced
+        eight = readers if plan.edges is None else plan.edges[tensor]
+        _quantize_value(writer, tensor, chosen[plan.root(tensor)], eight, everyone=everyone)
     for unit in plan.units:
         if unit.view is not None:
             _quantize_unit(writer, unit, weights[unit.node], chosen[plan.root(inputs[unit.node])], biases)
@@ -143,9 +148,9 @@ def insert(
 
 
 def _quantize_value(
-    writer: _Writer, tensor: Any, chosen: QuantParameters, readers: set[Node], *, everyone: bool
+    writer: _Writer, tensor: Any, chosen: QuantParameters, readers: Collection[Node], *, everyone: bool
 ) -> None:
-    """Let readers of a value read it quantized: all of them if an 8-bit node computes it, else only 8-bit nodes."""
+    """Let readers of a value read it quantized: all of them (`everyone`), or only those given."""
     consumers = [n for n in dict.fromkeys(tensor.outputs) if everyone or n in readers]
     if not consumers and not any(o is tensor for o in writer.scope.outputs):
         return
@@ -167,7 +172,7 @@ def _quantize_unit(
     node, view = unit.node, unit.view
     assert view is not None
     bias = biases.get(node)
-    if bias is not None and unit.addend is None:
+    if bias is not None and unit.addend is None and not writer.float_bias:
         weight = room_for_bias(weight, bias, chosen.scale)
     key = (id(view.weight), id(weight))
     if key not in writer.weights:
@@ -184,14 +189,19 @@ def _quantize_unit(
         unit.addend.inputs[position] = new
         return
     node.attrs.pop("beta", None)
-    scales = (np.float32(chosen.scale) * weight.scales).astype(np.float32)
-    codes = np.clip(np.rint(bias / scales.astype(np.float64)), -_INT32, _INT32).astype(np.int32)
     wish = view.bias.name if view.bias is not None else f"{node.outputs[0].name}_bias"
-    values = writer.dequantized(wish, codes, scales, 0)
+    values = _bias(writer, wish, bias, (np.float32(chosen.scale) * weight.scales).astype(np.float32))
     if len(node.inputs) > 2:
         node.inputs[2] = values
     else:
         node.inputs.append(values)
+
+
+def _bias(writer: _Writer, wish: str, bias: Array, scales: Array) -> Any:
+    if writer.float_bias:
+        return writer.model.constant(writer.scope, wish, bias.astype(np.float32))
+    codes = np.clip(np.rint(bias / scales.astype(np.float64)), -_INT32, _INT32).astype(np.int32)
+    return writer.dequantized(wish, codes, scales, 0)
 
 
 def _pad_codes(writer: _Writer, node: Node) -> None:

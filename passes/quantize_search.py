@@ -1,0 +1,183 @@
+"""The search for the best 8-bit model: one pass over the data, then candidates built from plain data.
+
+Histograms and second moments are collected once. Candidates are judged on calibration samples that were held out:
+
+1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
+2. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
+3. sequential bias correction (bias_correction.py), likewise;
+4. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
+5. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.ranges import Method, choose
+from onnxcomp.calibration.split import limited
+from onnxcomp.cpu import has_int8_dot_product
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context
+from onnxcomp.passes.bias_correction import correct
+from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
+from onnxcomp.passes.islands import rescue, tail_in_float
+from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.latency import drop_slow_groups
+from onnxcomp.passes.layout import CPU, Layout
+from onnxcomp.passes.moments import Moments, observe_inputs
+from onnxcomp.passes.placement import Placement
+from onnxcomp.passes.rounding import round_with
+from onnxcomp.shapes import infer
+
+if TYPE_CHECKING:
+    from onnxcomp.passes.quantize import Quantize
+
+__all__ = ["Search"]
+
+_MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
+_CLEARLY = 0.5  # dB by which cutting off the largest values has to be better than keeping them
+_METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
+
+
+def _largest_code(bits: str, layout: Layout) -> int:
+    """Largest weight code.
+
+    Where the processor has no int8 dot product, pairs of u8 x s8 are summed in 16 bits: 2 * 255 * 64 fits,
+    2 * 255 * 127 does not. ARM has other instructions, and None means unknown: both take all 8 bits.
+    """
+    if layout is not CPU:
+        return 64 if bits == "7" else 127
+    saturates = platform.machine().lower() in ("x86_64", "amd64") and has_int8_dot_product() is False
+    return 64 if bits == "7" or (bits == "auto" and saturates) else 127
+
+
+class Search:
+    """Builds candidates of a layout and keeps the best. `trail` records what each step brought, in dB.
+
+    `fit` is what statistics are taken from, `judge` compares on samples held out, `options` are those of the pass.
+    """
+
+    def __init__(
+        self, model: Model, ctx: Context, options: Quantize, judge: Judge, fit: Dataset, layout: Layout
+    ) -> None:
+        self.model = model
+        self.ctx = ctx
+        self.options = options
+        self.judge = judge
+        self.fit = fit
+        self.layout = layout
+        self.trail: dict[str, float] = {}
+        self.slow: frozenset[str] = frozenset()  # units that are in float because they are faster so
+        self.limit = _largest_code(options.weight_bits, layout)
+
+    def run(self, skip: frozenset[str]) -> Candidate:
+        seen = self._observe(skip)
+        best = self._best_ranges(seen, skip)
+        if self.options.rounding == "second-order":
+            best = self._keep_better("second-order rounding", best, self._rounded(best, seen))
+        if self.options.bias_correction:
+            best = self._corrected(best)
+        if self.options.islands:
+            best = self._with_islands(best)
+        if self.options.latency and self.layout is CPU:
+            best = self._faster(best)
+        return best
+
+    def _observe(self, skip: frozenset[str]) -> Moments:
+        plan = self._place(self.model, skip)
+        self.ctx.progress(0.0, "calibrating")
+        return observe_inputs(
+            self.model,
+            plan,
+            self.fit,
+            grams=self.options.rounding == "second-order",
+            threads=self.ctx.threads,
+            memory=self.ctx.memory,
+            seed=self.ctx.seed,
+            progress=self.ctx.progress,
+        )
+
+    def _place(self, model: Model, skip: frozenset[str]) -> Placement:
+        return self.layout.place(model, model.graph, infer(model), Context(), keep_float=skip, ops=self.options.ops)
+
+    def _build(self, decisions: Decisions) -> Candidate:
+        candidate = build(self.model, decisions, self.options.ops, self.layout)
+        score, drop = self.judge.score(candidate.model)
+        return replace(candidate, score=score, drop=drop)
+
+    def _best_ranges(self, seen: Moments, skip: frozenset[str]) -> Candidate:
+        methods: tuple[Method, ...] = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
+        plan = self._place(self.model, skip)
+        found: list[Candidate] = []
+        for number, method in enumerate(methods):
+            self.ctx.progress(number / len(methods), f"ranges: {method}")
+            chosen = {name: choose(s, method, signed=self.layout.signed) for name, s in seen.statistics.items()}
+            built = self._build(first_decisions(plan, skip, chosen, self.limit))
+            found.append(replace(built, ranges=method))
+            self.trail[f"ranges {method}"] = found[-1].score
+        # What a percentile cuts off may matter on samples that are not here.
+        return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
+
+    def _rounded(self, best: Candidate, seen: Moments) -> Candidate:
+        decisions = best.decisions
+        weights, biases = dict(decisions.weights), dict(decisions.biases)
+        units = [u for u in self._place(self.model, decisions.skip).units if u.view is not None]
+        for number, unit in enumerate(units):
+            self.ctx.progress(number / len(units), "second-order rounding")
+            gram = seen.grams.get(unit.key)
+            if gram is not None and unit.view is not None:
+                weights[unit.key], shift = round_with(
+                    unit.view, decisions.weights[unit.key], gram, centered=unit.takes_bias, limit=self.limit
+                )
+                if unit.takes_bias:
+                    biases[unit.key] = biases[unit.key] + shift
+        return self._build(replace(decisions, weights=weights, biases=biases))
+
+    def _corrected(self, best: Candidate) -> Candidate:
+        for sweep in range(3):
+            self.ctx.progress(sweep / 3, "bias correction")
+            biases = correct(self.model, best, limited(self.fit, 64), threads=self.ctx.threads, layout=self.layout)
+            tried = self._build(replace(best.decisions, biases=biases))
+            self.trail[f"bias correction {sweep + 1}"] = tried.score
+            if tried.score <= best.score:
+                break
+            best = tried
+        return best
+
+    def _with_islands(self, best: Candidate) -> Candidate:
+        best = tail_in_float(best, self._build, self.model, self.options.island_cost)
+        allowed = self.ctx.max_drop * _MARGIN
+        if best.drop > allowed:
+            best = rescue(best, self._build, allowed, self.ctx.progress)
+        if best.decisions.skip:
+            self.trail["float islands"] = best.score
+        return best
+
+    def _faster(self, best: Candidate) -> Candidate:
+        """Give back to float what is slower in 8 bits on this machine; see latency.py."""
+        if not any(u.view is not None for u in best.units):
+            return best
+        self.ctx.progress(0.9, "timing groups of layers")
+        feeds = next(iter(self.fit.batches(1))).feeds
+        faster = drop_slow_groups(best, self._build, self.model, feeds, threads=self.ctx.threads)
+        self.slow = faster.decisions.skip - best.decisions.skip
+        return faster
+
+    def _keep_better(self, what: str, old: Candidate, new: Candidate) -> Candidate:
+        self.trail[what] = new.score
+        return new if new.score > old.score else old
+
+    def account(self, best: Candidate) -> dict[str, Any]:
+        """Details for the report."""
+        units = [u for u in best.units if u.view is not None]
+        left = {u.key: u.label for u in self._place(self.model, frozenset(self.options.skip)).units}
+        return {
+            "quantized": len(units),
+            "float_islands": sorted(left.get(k, k) for k in best.decisions.skip - set(self.options.skip) - self.slow),
+            **({"float_for_speed": sorted(left.get(k, k) for k in self.slow)} if self.slow else {}),
+            "sqnr_db": round(best.score, 2),
+            "steps_db": {k: round(v, 2) for k, v in self.trail.items()},
+        }
