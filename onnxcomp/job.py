@@ -100,7 +100,10 @@ class Job:
                 self.model = import_model(*before)
             else:
                 self._verified, self._timed = verified, None
-                if one.effect != "lossy":
+                if one.effect != "lossy" and self._lossy():  # what it does stays when the lossy passes are taken back
+                    self.float_model = self.float_model.copy()
+                    run_pass(one, self.float_model, self._context(what))
+                elif one.effect != "lossy":
                     self.float_model = self.model
                 elif not self._lossy():
                     self.float_model = import_model(*before)

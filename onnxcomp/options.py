@@ -21,7 +21,7 @@ Progress = Callable[[float, str], None]
 _TARGETS = ("cpu", "cuda", "tensorrt")
 _GOALS = ("latency", "size", "balanced")
 # What runs when neither passes nor a recipe are given.
-DEFAULT_PASSES = "cleanup,fold-constants,cleanup,fuse,cleanup,quantize"
+DEFAULT_PASSES = "cleanup,fold-constants,cleanup,fuse,cleanup,quantize,fuse-attention"
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", re.IGNORECASE)
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x?")
 

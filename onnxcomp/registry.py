@@ -27,6 +27,7 @@ BUILTIN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "quantize": "onnxcomp.passes.quantize:Quantize",
+    "fuse-attention": "onnxcomp.passes.fuse_attention:FuseAttention",
 }
 
 
