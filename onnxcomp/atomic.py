@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
+from onnxcomp.blocks import BLOCK_BYTES, Block, blocks
 from onnxcomp.errors import RejectedError, ResourceError, UsageError
 from onnxcomp.weights import Buffer
 
@@ -66,16 +67,34 @@ def draft(target: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
-def write(path: Path, chunks: Iterable[Buffer]) -> tuple[int, str]:
-    """Write a new file with the mode that the umask gives and sync it. Returns its size and SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
+def write(path: Path, chunks: Iterable[Buffer], seen: Callable[[Block], None] = lambda block: None) -> int:
+    """Write a new file with the mode that the umask gives and sync it. Returns its size in bytes.
+
+    Blocks of zeros are not written: file systems keep them as holes. `seen` is called with every block.
+    """
+    size = 0
     with open(path, "xb") as file:
-        for chunk in chunks:
-            digest.update(chunk)
-            file.write(chunk)
-        file.flush()
+        for block in blocks(chunks):
+            seen(block)
+            if block.zero:
+                file.seek(block.size, os.SEEK_CUR)
+            else:
+                file.writelines(block.parts)
+                _begin_sync(file, size, block.size)
+            size += block.size
+        file.truncate(size)
         os.fsync(file.fileno())
-        return file.tell(), digest.hexdigest()
+    return size
+
+
+def _begin_sync(file: BinaryIO, offset: int, size: int) -> None:
+    """Let the system begin to put a range on the disk, so that less is left for the sync at the end.
+
+    Where the range is not on the disk yet, as here, Linux starts to write what it is told not to keep, and keeps it.
+    """
+    if size == BLOCK_BYTES and hasattr(os, "posix_fadvise"):
+        file.flush()
+        os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_DONTNEED)
 
 
 def remove_leftovers(target: Path) -> None:

@@ -22,6 +22,7 @@ from onnx import TensorProto
 
 from onnxcomp import atomic
 from onnxcomp.atomic import check_output
+from onnxcomp.blocks import Digest
 from onnxcomp.errors import ModelError, OnnxcompError, ResourceError
 from onnxcomp.external import Storage, unsafe_location
 from onnxcomp.files import OpenFile
@@ -44,12 +45,11 @@ _ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Saved:
-    """What was written: the model file and its data file, if any, their bytes together, SHA-256 of the model file."""
+    """What was written: the model file and its data file, if any, and their bytes together."""
 
     path: Path
     data: Path | None
     bytes: int
-    sha256: str
 
 
 def load(source: str | os.PathLike[str] | onnx.ModelProto | Model, *, allow_symlinks: bool = False) -> Model:
@@ -109,15 +109,16 @@ def save(
         atomic.remove_leftovers(target)
         atomic.require_space(target.parent, total)
         stack.callback(_remove_unused_data, target)
-        data = None
+        data, size = None, 0
         if external:
             loose = stack.enter_context(atomic.draft(target))
-            size, digest = atomic.write(loose, _data_file(payloads))
-            data = target.with_name(f"{target.stem}.{digest[:12]}.data")
+            digest = stack.enter_context(Digest())
+            size = atomic.write(loose, _data_file(payloads), digest.add)
+            data = target.with_name(f"{target.stem}.{digest.hexdigest()[:12]}.data")
             _refer(proto, payloads, data.name)
         message = splice(proto, payloads)
         finished = stack.enter_context(atomic.draft(target))
-        written, digest = _write_message(finished, message)
+        size += _write_message(finished, message)
         if data is not None:
             with atomic.locked(target.parent):
                 os.replace(loose, data)
@@ -126,7 +127,7 @@ def save(
             before_commit(finished)
         os.replace(finished, target)
         atomic.sync_folder(target.parent)
-    return Saved(target, data, written + (size if data else 0), digest)
+    return Saved(target, data, size)
 
 
 def save_text(text: str, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
@@ -217,16 +218,16 @@ def _refer(proto: onnx.ModelProto, payloads: list[Weight], location: str) -> Non
                 tensor.external_data.add(key=key, value=value)
 
 
-def _write_message(path: Path, message: Spliced) -> tuple[int, str]:
+def _write_message(path: Path, message: Spliced) -> int:
     if message.size > _MESSAGE_LIMIT:
         raise ResourceError(
             f"the model has {message.size:,} bytes without what can be stored outside, more than the 2 GB of one "
             "protobuf message"
         )
-    written, digest = atomic.write(path, message.chunks())
+    written = atomic.write(path, message.chunks())
     if written != message.size:
         raise OnnxcompError(f"{written} bytes were written where {message.size} were announced")
-    return written, digest
+    return written
 
 
 def _remove_unused_data(target: Path) -> None:
@@ -247,9 +248,9 @@ def _may_be_model(path: Path, target: Path) -> bool:
 
 
 def _mentions(path: Path, name: str) -> bool:
-    """Whether a file holds a name; one that cannot be read might."""
+    """Whether a file that can be a model holds a name; one that cannot be read might."""
     try:
-        if not path.is_file() or path.stat().st_size == 0:
+        if not path.is_file() or not 0 < path.stat().st_size <= _MESSAGE_LIMIT:
             return False
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return data.find(name.encode()) >= 0

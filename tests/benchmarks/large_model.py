@@ -1,10 +1,11 @@
 """Seconds and peak memory of editing one weight of a large model, against other tools and against copying the file.
 
-    python tests/benchmarks/large_model.py [--gigabytes 2.3] [--python /path/to/python/with/onnxslim] [FOLDER]
+    python tests/benchmarks/large_model.py [--gigabytes 2.3] [--sparse] [--python PYTHON_WITH_ONNXSLIM] [FOLDER]
 
 The model has 23 MatMul weights of equal size in one external data file, filled with random bytes, so that no file
-system stores holes. Each tool runs in a process of its own, in turn with `shutil.copyfile` of the data file, and writes
-with external data: onnxcomp and onnx set one weight to zero, OnnxSlim has no way to edit and only loads and saves.
+system stores holes; with `--sparse` the data file is one hole. Each tool runs in a process of its own, in turn with
+`shutil.copyfile` of the data file, and writes with external data: onnxcomp and onnx set one weight to zero, OnnxSlim
+has no way to edit and only loads and saves.
 """
 
 from __future__ import annotations
@@ -98,16 +99,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--gigabytes", type=float, default=2.3)
+    parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--tools", nargs="*", default=list(TOOLS), choices=list(TOOLS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable, help="interpreter that has the other tools")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="large-model-", dir=args.folder))
     try:
-        source, data = make(folder, args.gigabytes)
+        source, data = make(folder, args.gigabytes, sparse=args.sparse)
         found: dict[str, list[tuple[float, float]]] = {}
         failed: dict[str, str] = {}
         for _ in range(args.rounds):
-            for name, (imports, template) in TOOLS.items():
+            for name in args.tools:
+                imports, template = TOOLS[name]
                 target = folder / "out" / "target.onnx"
                 target.parent.mkdir()
                 code = template.format(source=str(source), data=str(data), target=str(target))

@@ -20,7 +20,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("onnxcomp", "onnxslim", "onnxsim", "onnxscript")
-PIPELINE = "cleanup,fold-constants,cleanup,fuse,cleanup"
+PIPELINE = "cleanup,fold-constants,cleanup,fuse,cleanup,fuse-attention"
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def _onnxcomp() -> Any:
     sys.path.insert(0, str(ROOT))
     from onnxcomp.io import load, save
     from onnxcomp.manager import Context, Pipeline
-    from onnxcomp.passes import cleanup, fold_constants, fuse  # noqa: F401 - imports are not what is measured
+    from onnxcomp.passes import cleanup, fold_constants, fuse, fuse_attention  # noqa: F401 - imports are not what is measured
 
     def optimize(source: str, target: str) -> None:
         model = load(source)
