@@ -26,6 +26,7 @@ BUILTIN = {
     "fuse": "onnxcomp.passes.fuse:Fuse",
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
+    "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
     "quantize": "onnxcomp.passes.quantize:Quantize",
 }
 

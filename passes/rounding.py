@@ -8,7 +8,8 @@ Cholesky factor of the damped covariance, so that the error is |L^T (w - s q)|^2
     q_j = round((w_j + sum_{k > j} L_kj e_k / L_jj) / s),   e_j = w_j - s q_j
 
 and then coordinate descent: a code moves by one step of size s where 2 s g_j + s^2 C_jj < 0 for the gradient g = d C.
-The mean goes into the bias exactly: b' = b - (W' - W) m.
+The mean goes into the bias exactly: b' = b - (W' - W) m. In a weight that was made sparse on purpose a zero keeps
+code 0, so that no compensation brings back what was pruned.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
+from onnxcomp.passes.sparse_patterns import held_zeros
 
 __all__ = ["as_rows", "from_rows", "round_with"]
 
@@ -55,23 +57,27 @@ def round_with(
     scales = nearest.scales.astype(np.float64).reshape(groups, outputs, 1)
     covariance, mean = gram.covariance if centered else gram.products / max(gram.rows, 1), gram.mean
     codes = np.empty(w.shape)
+    free = np.ones(w.shape, bool) if held_zeros(w) is None else w != 0
     for g in range(groups):
         start = np.clip(np.rint(w[g] / scales[g]), -limit, limit)
-        codes[g] = _best(w[g], scales[g], covariance[g], start, limit)
+        codes[g] = _best(w[g], scales[g], covariance[g], start, free[g], limit)
     shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
 
 
-def _best(w: Array, scale: Array, covariance: Array, nearest: Array, limit: int) -> Array:
-    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent."""
+def _best(w: Array, scale: Array, covariance: Array, nearest: Array, free: Array, limit: int) -> Array:
+    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
+
+    Codes that are not `free` are 0.
+    """
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
-    compensated = _compensate(w, scale, damped, limit)
+    compensated = _compensate(w, scale, damped, free, limit)
     start = nearest if compensated is None else compensated
-    return _descend(w, scale, damped, start, limit)
+    return _descend(w, scale, damped, start, free, limit)
 
 
-def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array | None:
+def _compensate(w: Array, scale: Array, covariance: Array, free: Array, limit: int) -> Array | None:
     """Codes column by column, from the last to the first; None if the covariance is not positive definite."""
     try:
         factor = np.linalg.cholesky(covariance)
@@ -84,14 +90,14 @@ def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array 
         errors = np.empty((w.shape[0], end - begin))
         for j in range(end - 1, begin - 1, -1):
             target = w[:, j] + pull[:, j] / factor[j, j]
-            codes[:, j] = np.clip(np.rint(target / scale[:, 0]), -limit, limit)
+            codes[:, j] = np.clip(np.rint(target / scale[:, 0]), -limit, limit) * free[:, j]
             errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, 0]
             pull[:, begin:j] += np.outer(errors[:, j - begin], factor[j, begin:j])
         pull[:, :begin] += errors @ factor[begin:end, :begin]
     return codes
 
 
-def _descend(w: Array, scale: Array, covariance: Array, codes: Array, limit: int) -> Array:
+def _descend(w: Array, scale: Array, covariance: Array, codes: Array, free: Array, limit: int) -> Array:
     """Move single codes by one step while that lowers the error; all rows at once, column by column."""
     codes = codes.copy()
     step = scale[:, 0]
@@ -102,7 +108,7 @@ def _descend(w: Array, scale: Array, covariance: Array, codes: Array, limit: int
             direction = -np.sign(gradient[:, j])
             gain = 2 * direction * step * gradient[:, j] + np.square(step) * covariance[j, j]
             target = codes[:, j] + direction
-            go = (gain < 0) & (np.abs(target) <= limit)
+            go = (gain < 0) & (np.abs(target) <= limit) & free[:, j]
             rows = np.flatnonzero(go)
             if len(rows):  # few rows move, so only theirs are touched: that is most of the time saved
                 moved = True
