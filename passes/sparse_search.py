@@ -31,7 +31,7 @@ __all__ = ["Search"]
 
 Array = npt.NDArray[Any]
 _PROBED, _JUDGED = 128, 512  # held-out samples that single weights and whole candidates are judged on
-_PROBES = (0.5, 0.8)  # sparsities at which a weight is measured alone
+_PROBES = (0.3, 0.5, 0.8, 0.9)  # sparsities at which a weight is measured alone
 _SHARES = tuple(s / 100 for s in range(10, 100, 5))  # zeros in all, tried for a drop
 
 
@@ -159,9 +159,7 @@ class Search:
 
     def _curve(self, operand: Operand, levels: Sequence[float]) -> Curve:
         """Errors of the operator alone, scaled to the noise that they put on the model's outputs."""
-        # Masks by admm are better at every level in about the same proportion, and take far longer.
-        quick: Method = "wanda" if self.method in ("obs", "admm") else self.method
-        solved = [self._solved(operand, Recipe(s, self.pattern, quick)) for s in levels]
+        solved = [self._solved(operand, Recipe(s, self.pattern, self.method)) for s in levels]
         curve = Curve.through(operand.key, operand.size, levels, [error for _, error in solved])
         if self.probing is None:
             return curve

@@ -34,7 +34,7 @@ __all__ = ["Form", "Method", "select", "solve_on"]
 
 Array = npt.NDArray[Any]
 Method = Literal["magnitude", "wanda", "obs", "admm"]
-_DAMPING = 1e-2  # of the mean diagonal, for masks
+_DAMPING = 1e-3  # of the mean diagonal, for masks
 _BLOCK = 128  # columns of a block of obs
 _STEPS = 300  # of admm, at most
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the mask that changed, and factor of rho
