@@ -235,7 +235,11 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     pairs: dict[str, Any] = {}
     for option in options:
         key, _, value = option.partition("=")
-        pairs[key] = value if "=" in option else "true"
+        if option.isdigit() and pairs:  # no name is a number: the second half of a value such as 2:4
+            key, value = next(reversed(pairs)), f"{pairs[next(reversed(pairs))]}:{option}"
+        elif "=" not in option:
+            value = "true"
+        pairs[key] = value
     return name, pairs
 
 
@@ -265,6 +269,8 @@ def _convert(value: Any, kind: Any, what: str) -> Any:
             raise UsageError(f"{what} is {value!r}; it can be {', '.join(map(str, get_args(kind)))}")
         return next(a for a in get_args(kind) if str(a) == str(value))
     if origin is tuple:
+        if isinstance(value, Mapping):  # a table of a recipe
+            value = [f"{key}={entry}" for key, entry in value.items()]
         items = [p for p in value.split("+") if p] if isinstance(value, str) else list(value)
         return tuple(_convert(i, get_args(kind)[0], what) for i in items)
     if kind is bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,7 +23,7 @@ from onnxcomp.passes.dim_proof import removal_error
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.judge import Judge, acceptable
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -36,7 +35,6 @@ __all__ = ["Search"]
 Array = npt.NDArray[Any]
 _PROVEN = 1e-3  # largest difference, relative to the largest output value, that rounding may explain
 _PROBED, _JUDGED = 128, 512  # held-out samples that single groups and whole candidates are judged on
-_NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
 _FASTER = 0.98  # share of the time below which a model counts as faster
 _PROBES = (0.25, 0.5, 0.75)  # shares of a group that go when it is measured alone
 _TRIALS = 6  # measurements for a latency
@@ -118,11 +116,7 @@ class Search:
         return share
 
     def _within_drop(self, candidate: _Candidate) -> bool:
-        """Few samples say little about rare changes of class, so the noise on the scores is bounded as well."""
-        if candidate.after is None:
-            return True
-        sqnr, drop = candidate.after
-        return drop <= self._drop and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(self._drop, 1e-3))
+        return candidate.after is None or acceptable(candidate.after, self._drop)
 
     # --- plan ---
 

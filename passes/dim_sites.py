@@ -88,15 +88,28 @@ class Site:
 
     def rewrite(self, model: Model, weight: Array, bias: Array) -> None:
         """Give the node a new weight [groups, K, outputs per group] and, where it takes one, a bias [outputs]."""
-        addition = self.addition
-        direct = bias if self.takes_bias and addition is None else None
+        direct = bias if self.takes_bias and self.addition is None else None
+        self.view.rewrite(model, model.graph, self.native(weight), direct)
+        if self.addition is not None:
+            self.rewrite_bias(model, bias)
+
+    def native(self, weight: Array) -> Array:
+        """A weight [groups, K, outputs per group] in the layout of the operator."""
         native = from_rows(self.form, weight.transpose(0, 2, 1))
-        native = turned_back(self.view, native) if self.form is not self.view else native
-        self.view.rewrite(model, model.graph, native, direct)
-        if addition is not None:
-            place = next(k for k, t in enumerate(addition.inputs) if isinstance(t, Constant))
-            old = addition.inputs[place]
-            addition.inputs[place] = model.constant(model.graph, old.name, bias.astype(old.dtype))
+        return turned_back(self.view, native) if self.form is not self.view else native
+
+    def rewrite_bias(self, model: Model, bias: Array) -> None:
+        """Give a node that takes one a bias [outputs], of its own, and leave the weight as it is."""
+        node = self.node if self.addition is None else self.addition
+        place = 2 if self.addition is None else next(k for k, t in enumerate(node.inputs) if isinstance(t, Constant))
+        old = node.inputs[place] if place < len(node.inputs) and node.inputs[place].name else None
+        wish = f"{self.node.outputs[0].name}_bias" if old is None else old.name
+        constant = model.constant(model.graph, wish, bias.astype(self.view.weight.dtype if old is None else old.dtype))
+        node.attrs.pop("beta", None)  # of a Gemm
+        if place < len(node.inputs):
+            node.inputs[place] = constant
+        else:
+            node.inputs.append(constant)
 
     def matrix(self) -> Array:
         """The weight, float64 [groups, K, outputs per group]."""

@@ -17,10 +17,20 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.runner import expose
 from onnxcomp.graph import Model, producer
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "acceptable"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
+_NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
+
+
+def acceptable(score: tuple[float, float], budget: float) -> bool:
+    """Whether a score keeps the drop within the budget.
+
+    Few samples say little about rare changes of class, so the noise on the scores is bounded as well.
+    """
+    sqnr, drop = score
+    return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
 
 
 class Judge:

@@ -9,7 +9,8 @@ Cholesky factor of the damped covariance, so that the error is |L^T (w - s q)|^2
     q_j = snap((w_j + sum_{k > j} L_kj e_k / L_jj) / s),   e_j = w_j - s q_j
 
 and then coordinate descent: for the gradient g = d C, q_j moves to snap(q_j - g_j / (s C_jj)), which is best for it
-while the others stay. The mean goes into the bias exactly: b' = b - (W' - W) m.
+while the others stay. The mean goes into the bias exactly: b' = b - (W' - W) m. In a weight that was made sparse on
+purpose a zero keeps code 0, so that no compensation brings back what was pruned.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
+from onnxcomp.passes.sparse_patterns import held_zeros
 
 __all__ = ["Snap", "as_rows", "from_rows", "round_to_grid", "round_with"]
 
@@ -58,8 +60,9 @@ def round_with(
     scales = nearest.scales.astype(np.float64).reshape(groups, outputs, 1)
     covariance, mean = gram.covariance if centered else gram.products / max(gram.rows, 1), gram.mean
     codes = np.empty(w.shape)
+    free = np.ones(w.shape, bool) if held_zeros(w) is None else w != 0
     for g in range(groups):
-        codes[g] = round_to_grid(w[g], scales[g], covariance[g], lambda v: np.clip(np.rint(v), -limit, limit))
+        codes[g] = round_to_grid(w[g], scales[g], covariance[g], lambda v: np.clip(np.rint(v), -limit, limit), free[g])
     shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift

@@ -75,6 +75,31 @@ def test_what_other_channels_know_is_put_back(reader: str, method: str) -> None:
     assert np.square(after - expected).mean() < 1e-3 * power
 
 
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("method", ["compensate", "resolve"])
+def test_zeros_of_a_sparse_weight_stay(reader: str, method: str) -> None:
+    model = plain_form(network(reader))
+    weight = next(i for i in model.graph.initializers if i.name == "w")
+    mask = np.random.default_rng(3).random(weight.shape) > 0.5
+    weight.values = weight.values * mask
+    coupling = couple(model)
+    (group,) = coupling.groups
+    producer = next(t for t, _ in group.axes if t.name.startswith("m"))
+    cut = remove(coupling, coupling.label(producer, 0)[8:].tolist())
+    x = {"x": np.random.default_rng(1).normal(size=(48, 8, 6, 6)).astype(np.float32)}
+    data = open_data(x, open_session(model).inputs)
+    expected, before = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
+    if method == "compensate":
+        compensate(cut, sites(model), collect_grams(model, sites(model), data, threads=1, memory=1 << 30, seed=0))
+    else:
+        resolve(cut, data, samples=None, threads=1, seed=0)
+    after = open_session(cut.model).run(x)[0]
+    read = next(n.inputs[1].values for n in reversed(cut.model.graph.nodes) if n.op == reader)
+    axis = mask.shape.index(12)
+    assert not read[~np.take(mask, range(8), axis=axis)].any()
+    assert np.square(after - expected).mean() < np.square(before - expected).mean()
+
+
 def test_an_error_ahead_of_a_sum_with_a_shortcut_is_fitted_after_it() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> net (float[n, 8, 6, 6] x) => (float[n, 4, 6, 6] y) {
         a = Conv (x, m)

@@ -1,0 +1,64 @@
+"""Second moments of what multiplies the weights that can be made sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.gram import Gram
+from onnxcomp.calibration.runner import observe
+from onnxcomp.graph import Model
+from onnxcomp.passes.sparse_operands import Operand, Source
+
+__all__ = ["collect_moments", "second_moment"]
+
+Array = npt.NDArray[Any]
+_MAX_LENGTH = 4608  # beyond it a Gram matrix costs more time than it is worth
+_ROWS_PER_ENTRY, _MOST_ROWS = 25, 40000
+
+
+def collect_moments(
+    model: Model,
+    chosen: Sequence[Operand],
+    data: Dataset,
+    *,
+    threads: int,
+    memory: int,
+    seed: int,
+    progress: Callable[[float, str], None] | None = None,
+) -> dict[str, list[Gram]]:
+    """Second moments of the inputs of operands, one per source, by key; small ones first as far as the memory goes."""
+    found: dict[str, list[Gram]] = {}
+    readers: dict[str, list[tuple[Source, Gram]]] = {}
+    left = memory
+    for operand in sorted(chosen, key=lambda o: o.shape[1]):
+        groups, length, _ = operand.shape
+        cost = 16 * groups * length**2 * len(operand.sources)  # two parts of an exact sum
+        if not operand.sources or length > _MAX_LENGTH or cost > left:
+            continue
+        left -= cost
+        found[operand.key] = [Gram.empty(groups, length) for _ in operand.sources]
+        for source, gram in zip(operand.sources, found[operand.key], strict=True):
+            readers.setdefault(source.name, []).append((source, gram))
+    batches = max(1, -(-(data.length or 64) // 16))
+    rng = np.random.default_rng(seed)
+
+    def take(name: str, value: Array) -> None:
+        for source, gram in readers[name] if value.size else ():  # empty: a branch that was not taken
+            length = gram.totals.shape[1]
+            gram.add(source.rows(value, max(64, min(_ROWS_PER_ENTRY * length, _MOST_ROWS) // batches), rng))
+
+    if readers:
+        observe(model, data, list(readers), take, threads=threads, memory=memory, progress=progress)
+    return {key: grams for key, grams in found.items() if all(g.rows for g in grams)}
+
+
+def second_moment(operand: Operand, grams: Sequence[Gram]) -> Array:
+    """H of all sources together: about the means where biases take them up. float64 [groups, K, K]"""
+    rows = max(sum(g.rows for g in grams), 1)
+    parts = (g.covariance if operand.centered else g.products / g.rows for g in grams)
+    return np.asarray(sum(part * (g.rows / rows) for part, g in zip(parts, grams, strict=True)))
