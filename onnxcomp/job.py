@@ -165,7 +165,8 @@ class Job:
         if not self._lossy() or self.options.goal == "size":
             return
         ours = self.options.passes is None or self.options.goal == "latency"
-        reason = self._no_progress(self.float_model, self.model, least=_GAIN if ours else 0.0)
+        later = any(load_pass(self.records[i].name).pays_later for i in self._lossy())
+        reason = self._no_progress(self.float_model, self.model, least=_GAIN if ours else 0.0, smaller=not later)
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
@@ -189,8 +190,9 @@ class Job:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
 
-    def _no_progress(self, old: Model, new: Model, least: float = 0.0) -> str | None:
-        """Why `new` is no progress over `old`: slower, less than `least` times as fast, or larger and not faster.
+    def _no_progress(self, old: Model, new: Model, least: float = 0.0, *, smaller: bool = True) -> str | None:
+        """Why `new` is no progress over `old`: slower, less than `least` times as fast, or, if it is to be `smaller`,
+        larger and not faster.
 
         None if it is progress. The original is timed along, so that the winner need not be timed again.
         """
@@ -204,7 +206,7 @@ class Job:
         reason = None
         if slower or ratio < least:
             reason = f"it runs at {ratio:.2f}x the speed of the model before, on this machine"
-        elif ratio < _GAIN and after.file_bytes >= before.file_bytes:
+        elif smaller and ratio < _GAIN and after.file_bytes >= before.file_bytes:
             reason = f"its file has {after.file_bytes:,} bytes, {before.file_bytes:,} before, and it is no faster"
         self._timed = replace(found, models=(original, after if reason is None else before))
         return reason
