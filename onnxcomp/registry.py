@@ -27,6 +27,7 @@ BUILTIN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
+    "factorize": "onnxcomp.passes.factorize:Factorize",
     "quantize": "onnxcomp.passes.quantize:Quantize",
 }
 
