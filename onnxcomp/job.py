@@ -182,7 +182,9 @@ class Job:
         ours = self.options.passes is None or self.options.goal == "latency"
         names = (_LOSSLESS, self._label())
         least = LEAST_GAIN if ours else 0.0
-        reason, self._timed = self.gate.no_progress(names, self.float_model, self.model, least=least)
+        later = any(load_pass(self.records[i].name).pays_later for i in self._lossy())
+        models = (self.float_model, self.model)
+        reason, self._timed = self.gate.no_progress(names, *models, least=least, smaller=not later)
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)

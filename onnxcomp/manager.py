@@ -108,12 +108,13 @@ class Pass(ABC):
 
     `effect` is what the pass promises: "exact" leaves every output bit-equal when the runtime optimizes nothing,
     "float" within rounding, "lossy" within a quality budget. `after` names passes that must not come later than this
-    one.
+    one. `pays_later` is set where the file gets smaller only by what packs it afterwards.
     """
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
     after: ClassVar[tuple[str, ...]] = ()
+    pays_later: ClassVar[bool] = False
 
     @property
     def needs_data(self) -> bool:

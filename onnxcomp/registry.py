@@ -28,6 +28,7 @@ BUILTIN = {
     "equalize": "onnxcomp.passes.equalize:Equalize",
     "prune-channels": "onnxcomp.passes.prune_channels:PruneChannels",
     "prune-weights": "onnxcomp.passes.prune_weights:PruneWeights",
+    "factorize": "onnxcomp.passes.factorize:Factorize",
     "quantize": "onnxcomp.passes.quantize:Quantize",
     "convert-fp16": "onnxcomp.passes.convert_fp16:ConvertFp16",
     "share-weights": "onnxcomp.passes.share_weights:ShareWeights",

@@ -29,11 +29,11 @@ class SpeedGate:
         self._tried: dict[str, ModelTiming] = {}
 
     def no_progress(
-        self, names: tuple[str, str], old: Model, new: Model, least: float = 0.0
+        self, names: tuple[str, str], old: Model, new: Model, least: float = 0.0, *, smaller: bool = True
     ) -> tuple[str | None, Benchmark | None]:
         """Why `new` is no progress over `old`, and the original timed against the winner.
 
-        It is none if it is slower, less than `least` times as fast, or larger and not faster; then the reason says so,
+        It is none if it is slower, less than `least` times as fast, or (if it is to be `smaller`) larger and not faster; then the reason says so,
         else it is None. Without time for a benchmark everything is progress. `names` are what the report calls the two.
         """
         if self._options.bench_seconds <= 0:
@@ -47,7 +47,7 @@ class SpeedGate:
         reason = None
         if slower or ratio < least:
             reason = f"it runs at {ratio:.2f}x the speed of the model before, on this machine"
-        elif ratio < LEAST_GAIN and after.file_bytes >= before.file_bytes:
+        elif smaller and ratio < LEAST_GAIN and after.file_bytes >= before.file_bytes:
             reason = f"its file has {after.file_bytes:,} bytes, {before.file_bytes:,} before, and it is no faster"
         return reason, replace(found, models=(original, after if reason is None else before))
 

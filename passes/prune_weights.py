@@ -42,7 +42,8 @@ class PruneWeights(Pass):
 
     name: ClassVar[str] = "prune-weights"
     effect: ClassVar[Effect] = "lossy"
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-constants", "fuse", "prune-channels")
+    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-constants", "fuse")
+    pays_later: ClassVar[bool] = True
 
     ratio: float | None = None
     ratios: tuple[str, ...] = ()

@@ -42,7 +42,10 @@ class Quantize(Pass):
 
     name: ClassVar[str] = "quantize"
     effect: ClassVar[Effect] = "lossy"
-    after: ClassVar[tuple[str, ...]] = ("cleanup", "fold-constants", "fuse", "equalize", "prune-channels")
+    after: ClassVar[tuple[str, ...]] = (
+        *("cleanup", "fold-constants", "fuse", "factorize", "equalize"),
+        *("prune-channels", "prune-weights"),
+    )
 
     mode: Literal["static", "weights"] = "static"
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
