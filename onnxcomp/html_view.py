@@ -78,7 +78,8 @@ def _comparison(data: Data) -> list[list[str]]:
         for label, key in (("Latency, median", "p50"), ("Latency, 90th percentile", "p90"), ("Latency, 99th", "p99")):
             x, y = a["ms"][key], b["ms"][key]
             if x is not None or y is not None:  # few runs have no tail
-                rows.append([label, milliseconds(x), milliseconds(y), change(x, y)])
+                noise = b["verdict"] not in ("faster", "slower")
+                rows.append([label, milliseconds(x), milliseconds(y), "within noise" if noise else change(x, y)])
         for label, key, form in (("Loading", "load_ms", milliseconds), ("Peak memory", "peak_memory_bytes", size)):
             rows.append([label, form(a[key]), form(b[key]), change(a[key], b[key])])
         rows.append(["Kernels that compute in 8 bits", count(a["int8_kernels"]), count(b["int8_kernels"]), ""])
@@ -232,6 +233,7 @@ def _candidates(found: Sequence[Data]) -> dict[str, Any] | None:
                 size(c.get("file_bytes")),
                 milliseconds(c.get("latency_ms")),
                 f"{times(c.get('speedup'))} ({interval(c.get('ci'))})" if c.get("speedup") is not None else "-",
+                percent(c.get("drop"), 3),
             ],
         }
         for c in found[:_LISTED]

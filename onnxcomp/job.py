@@ -60,6 +60,7 @@ class Job:
         self.records: list[PassRecord] = []
         self._counted: dict[int, tuple[Shapes, Macs]] = {}  # by identity, of models that do not change any more
         self._tried: dict[str, ModelTiming] = {}  # what was timed against the original on the way
+        self._drops: dict[str, float | None] = {}  # its quality lost, where that was measured
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
@@ -207,6 +208,7 @@ class Job:
         found = self._benchmark([self.original, old, new])
         original, before, after = found.models
         self._tried.update(zip(names, (before, after), strict=True))
+        self._drops[names[1]] = _drop(self._verified)
         ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
         # The same kernels do the same work: what differs then is the machine's mood.
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
@@ -286,7 +288,9 @@ class Job:
         if measured is None:
             return ()
         result = measured.models[1]
-        tried = self._tried if any(t is result for t in self._tried.values()) else {**self._tried, "result": result}
+        tried = dict(self._tried)
+        if not any(timed is result for timed in tried.values()):
+            tried[self._label()] = result
         return tuple(
             {
                 "label": label,
@@ -294,6 +298,7 @@ class Job:
                 "latency_ms": timed.ms["p50"],
                 "speedup": timed.speedup,
                 "ci": None if timed.ci is None else list(timed.ci),
+                "drop": _drop(self._verified) if timed is result else self._drops.get(label),
                 "kept": timed is result,
             }
             for label, timed in tried.items()
@@ -337,6 +342,10 @@ def _metric(metric: Any) -> Metric | None:
 
 def _loads(path: Path) -> None:
     open_session(path)
+
+
+def _drop(found: Verification | None) -> float | None:
+    return None if found is None or found.quality is None else found.quality.drop
 
 
 def _kernels(timed: ModelTiming) -> dict[tuple[str, str], float]:
