@@ -123,8 +123,8 @@ def _output_path(model: Any, output: str | os.PathLike[str] | None) -> Path:
 
 
 def _check_extras(options: Options, target: Path, model: Any) -> None:
-    """A report must not overwrite the model that was given, the one that is written, nor the other report."""
-    taken = [target, *([Path(model)] if isinstance(model, (str, os.PathLike)) else [])]
+    """A report must not overwrite what is read, the model that is written, nor the other report."""
+    taken = [target, *(Path(v) for v in (model, options.calib, options.eval) if isinstance(v, (str, os.PathLike)))]
     for extra in (options.json, options.report):
         if extra is None:
             continue
