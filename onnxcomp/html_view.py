@@ -151,7 +151,7 @@ def _speed(found: Data | None, room: Room) -> dict[str, Any] | None:
 
 
 def _kernel(found: Data | None) -> list[str]:
-    return ["", ""] if found is None else [number(found["count"]), f"{number(found['us'])} µs"]
+    return ["", ""] if found is None else [cell(float(found["count"])), f"{number(found['us'])} µs"]
 
 
 def _pass(record: Data, room: Room) -> dict[str, Any]:
@@ -189,8 +189,9 @@ def _pass(record: Data, room: Room) -> dict[str, Any]:
 
 def _account(key: str, value: Any, room: Room) -> dict[str, Any] | None:
     """A table or list in a pass's details. Single values are in its sentence."""
-    rows: list[list[Any]]
+    rows: list[list[Any]] = []
     columns: list[str] = []
+    items: list[Any] = []
     plot = None
     if not isinstance(value, (Mapping, list)) or not value:
         return None
@@ -201,9 +202,10 @@ def _account(key: str, value: Any, room: Room) -> dict[str, Any] | None:
         columns = list(value[0])[:_COLUMNS]
         rows = [[cell(v.get(c)) for c in columns] for v in value[: room.rows]]
     else:
-        rows = [[name(v) if isinstance(v, str) else cell(v)] for v in value[: room.rows]]
+        items = [name(v) if isinstance(v, str) else cell(v) for v in value[: room.rows]]
     return {
-        "title": text(key.replace("_", " "), 80),
+        "title": f"{text(key.replace('_', ' '), 80)} ({len(value)})",
+        "names": items,
         "columns": [text(c.replace("_", " "), 60) for c in columns],
         "rows": rows,
         "plot": plot,

@@ -23,6 +23,7 @@ from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.shapes import Shapes
+from onnxcomp.tried import Tried
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -59,8 +60,7 @@ class Job:
             self.notes.append("no calibration data: int8 quantization was left out; --calib DATA unlocks it")
         self.records: list[PassRecord] = []
         self._counted: dict[int, tuple[Shapes, Macs]] = {}  # by identity, of models that do not change any more
-        self._tried: dict[str, ModelTiming] = {}  # what was timed against the original on the way
-        self._drops: dict[str, float | None] = {}  # its quality lost, where that was measured
+        self.tried = Tried()
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
@@ -207,8 +207,8 @@ class Job:
             return None
         found = self._benchmark([self.original, old, new])
         original, before, after = found.models
-        self._tried.update(zip(names, (before, after), strict=True))
-        self._drops[names[1]] = _drop(self._verified)
+        self.tried.add(names[0], before)
+        self.tried.add(names[1], after, _drop(self._verified))
         ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
         # The same kernels do the same work: what differs then is the machine's mood.
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
@@ -248,9 +248,12 @@ class Job:
         return found
 
     def measure(self) -> Benchmark | None:
+        """The model as it is against the original."""
         if self.options.bench_seconds <= 0:
             return None
-        return self._timed or self._benchmark([self.original, self.model])
+        found = self._timed or self._benchmark([self.original, self.model])
+        self.tried.finish(self._label(), found.models[1], _drop(self._verified))
+        return found
 
     def save(self, target: Path) -> io.Saved:
         """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`."""
@@ -282,27 +285,6 @@ class Job:
         """What the report calls the model as it is now."""
         names = dict.fromkeys(self.records[i].name for i in self._lossy())
         return f"with {', '.join(names)}" if names else _LOSSLESS
-
-    def candidates(self, measured: Benchmark | None) -> tuple[dict[str, Any], ...]:
-        """The models that were timed on the way to the result, which is among them, as plain data."""
-        if measured is None:
-            return ()
-        result = measured.models[1]
-        tried = dict(self._tried)
-        if not any(timed is result for timed in tried.values()):
-            tried[self._label()] = result
-        return tuple(
-            {
-                "label": label,
-                "file_bytes": timed.file_bytes,
-                "latency_ms": timed.ms["p50"],
-                "speedup": timed.speedup,
-                "ci": None if timed.ci is None else list(timed.ci),
-                "drop": _drop(self._verified) if timed is result else self._drops.get(label),
-                "kept": timed is result,
-            }
-            for label, timed in tried.items()
-        )
 
     def reference(self) -> Model:
         """What inner values of the result compare with: the model before the first lossy pass, else the original."""

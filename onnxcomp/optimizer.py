@@ -72,7 +72,7 @@ def optimize(
         environment=environment(),
         options={**job.account(), "output": str(target)},
         notes=tuple(dict.fromkeys(job.notes)),
-        candidates=job.candidates(measured),
+        candidates=job.tried.to_json(),
         command=again,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **rows,
