@@ -18,6 +18,8 @@ _UNITS = ("", "k", "M", "G", "T", "P")
 def plain(value: Any) -> str:
     """Text safe for a terminal: line breaks become spaces, characters that cannot be seen become escapes."""
     text = " ".join(str(value).split())
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

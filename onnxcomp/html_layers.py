@@ -174,14 +174,12 @@ def _histogram(place: int, one: Data) -> dict[str, Any]:
     low, high, kept, steps = one["low"], one["high"], one["range"], one.get("steps")
     before, after = one["original"], one["optimized"]
     weight = one["kind"] == "weight"
-    sentences = [f"Values before quantization from {number(one.get('minimum'))} to {number(one.get('maximum'))}."]
+    sentences = [f"Values from {number(one.get('minimum'))} to {number(one.get('maximum'))}."]
     if kept is not None:
         step = "" if steps is None else f" in steps of {number(steps[0])}"
         if steps is not None and steps[1] > 1.001 * steps[0]:
             step += f" to {number(steps[1])}, depending on the channel"
-        sentences.append(f"8-bit or smaller codes cover {number(kept[0])} to {number(kept[1])}{step}.")
-    else:
-        sentences.append("Not quantized.")
+        sentences.append(f"Its codes cover {number(kept[0])} to {number(kept[1])}{step}.")
     if one.get("outside") is not None:
         sentences.append(f"{percent(one['outside'], 3)} of the values lie outside and are cut off.")
     if one.get("samples"):

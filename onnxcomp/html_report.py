@@ -20,26 +20,24 @@ from onnxcomp.errors import RejectedError
 __all__ = ["read_report", "render"]
 
 _LIMIT = 2_000_000  # bytes of a page
-_LAYERS = (1000, 400, 150, 50, 10)  # shown at most; fewer where the page would be larger than that
 _LARGEST = 1 << 26  # bytes of a JSON report
 _INTEGER = 1 << 63
 
 
 def render(data: Mapping[str, Any]) -> str:
-    """The page for a report in the form of its JSON (report.schema.json), below 2 MB."""
+    """The page for a report in the form of its JSON (report.schema.json), below 2 MB: what is too much is left out."""
     from jinja2 import Environment, StrictUndefined
 
+    from onnxcomp.html_text import Room
     from onnxcomp.html_view import view
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_resource("report.html.j2"))
     style, script = _resource("report.css"), _resource("report.js")
     text = ""
-    for layers in _LAYERS:
-        shown = view(data, layers)
-        text = template.render(
-            **shown, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
-        )
+    own = {"style": style, "script": script, "style_hash": _hash(style), "script_hash": _hash(script)}
+    for room in (Room(1000, 200, 60, 30), Room(400, 200, 40, 15), Room(100, 50, 15, 8), Room(20, 15, 4, 3)):
+        text = template.render(**view(data, room), **own)
         if len(text.encode("utf-8", "backslashreplace")) < _LIMIT:
             break
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -10,9 +11,19 @@ from markupsafe import Markup
 from onnxcomp.cli_text import count, dimensions, interval, milliseconds, number, percent, plain, size
 
 __all__ = [
-    "cell", "change", "count", "dimensions", "interval", "milliseconds", "name", "number", "percent", "shorten", "size",
-    "text", "times", "verbatim",
+    "Room", "cell", "change", "count", "dimensions", "interval", "milliseconds", "name", "number", "percent", "shorten",
+    "size", "text", "times", "verbatim",
 ]  # fmt: skip
+
+@dataclass(frozen=True)
+class Room:
+    """How much a page shows at most: layers, entries of a list, rows of a pass's own table, names under one reason."""
+
+    layers: int
+    listed: int
+    rows: int
+    places: int
+
 
 _NAME = 120  # characters of a name that are shown
 _SENTENCE = 600
@@ -28,7 +39,7 @@ def shorten(value: str, most: int) -> str:
 
 def text(value: Any, most: int = _SENTENCE) -> str:
     """Any value as text: in one line, control characters and directional overrides as escapes."""
-    return shorten(plain(shorten(str(value), 4 * most)), most)
+    return shorten(plain(shorten(str(value), 2 * most)), most)
 
 
 def name(value: Any, most: int = _NAME) -> Markup:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from onnxcomp import html_plots
-from onnxcomp.html_text import count, interval, milliseconds, number, percent, size, text, times
+from onnxcomp.html_text import Room, count, interval, milliseconds, number, percent, size, text, times
 
 __all__ = ["cards", "verdict"]
 
 Data = Mapping[str, Any]
 
 _TONES = {"equivalent": "good", "within budget": "good", "inconclusive": "warn", "failed": "bad"}
-_LISTED = 200  # reasons and notes
 
 
 def cards(data: Data) -> list[dict[str, Any]]:
@@ -22,12 +21,12 @@ def cards(data: Data) -> list[dict[str, Any]]:
     return [_size_card(data), _speed_card(data), _quality_card(data)]
 
 
-def verdict(data: Data) -> dict[str, Any]:
+def verdict(data: Data, room: Room) -> dict[str, Any]:
     """The verdict, its tone (good, warn, bad), one sentence for whoever reads no further, reasons and notes."""
     found = data["verification"]
     word = "not verified" if found is None else found["verdict"]
     tone = _TONES.get(word, "warn")
-    unmet = [text(u) for u in (data.get("unmet") or ())[:_LISTED]]
+    unmet = [text(u) for u in (data.get("unmet") or ())[: room.listed]]
     if word == "failed":
         headline = "The optimized model does not do the job of the original. No model was written."
     else:
@@ -39,8 +38,8 @@ def verdict(data: Data) -> dict[str, Any]:
         "tone": "warn" if unmet and tone == "good" else tone,
         "headline": headline,
         "unmet": unmet,
-        "reasons": [text(r) for r in (() if found is None else found.get("reasons") or ())[:_LISTED]],
-        "notes": [text(n) for n in (data.get("notes") or ())[:_LISTED]],
+        "reasons": [text(r) for r in (() if found is None else found.get("reasons") or ())[: room.listed]],
+        "notes": [text(n) for n in (data.get("notes") or ())[: room.listed]],
     }
 
 

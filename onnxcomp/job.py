@@ -184,7 +184,9 @@ class Job:
         least = LEAST_GAIN if ours else 0.0
         later = any(load_pass(self.records[i].name).pays_later for i in self._lossy())
         models = (self.float_model, self.model)
-        reason, self._timed = self.gate.no_progress(names, *models, least=least, smaller=not later)
+        reason, self._timed = self.gate.no_progress(
+            names, *models, least=least, smaller=not later, drop=_drop(self._verified)
+        )
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
@@ -205,7 +207,7 @@ class Job:
         record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
         if record.reverted is None and record.rewrites:
             names = (label, f"{label}, weights as int8")
-            reason, self._timed = self.gate.no_progress(names, before, self.model)
+            reason, self._timed = self.gate.no_progress(names, before, self.model, drop=_drop(self._verified))
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
@@ -227,9 +229,12 @@ class Job:
         return found
 
     def measure(self) -> Benchmark | None:
+        """The model as it is against the original."""
         if self.options.bench_seconds <= 0:
             return None
-        return self._timed or self.gate.time([self.original, self.model])
+        found = self._timed or self.gate.time([self.original, self.model])
+        self.gate.tried.finish(self._label(), found.models[1], _drop(self._verified))
+        return found
 
     def save(self, target: Path) -> io.Saved:
         """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`."""
@@ -304,6 +309,10 @@ def _asked(options: Options) -> Pipeline:
 
 def _loads(path: Path) -> None:
     open_session(path)
+
+
+def _drop(found: Verification | None) -> float | None:
+    return None if found is None or found.quality is None else found.quality.drop
 
 
 def _constants(model: Model) -> list[Constant]:

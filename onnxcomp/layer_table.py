@@ -131,18 +131,28 @@ def layer_times(model: Model, places: Sequence[Place], nodes: Sequence[KernelRun
 
     A node belongs to the layer of its name and kind of operator; failing that to the layer of its kind before it, up to
     8 nodes away, since a fused node is called after the last of its parts or after its output; else to its name alone.
+    Of nodes without names, fused ones keep only a number that grows in the order of the graph: if there are as many as
+    layers of their kind are left, they are these.
     """
     layers = {place.node for place in places}
     by_name: dict[str, Node] = {}
     for scope in model.graph.scopes():
         for node in scope.nodes:
-            for name in (node.name, *(o.name for o in node.outputs)):
+            for name in filter(None, (node.name, *(o.name for o in node.outputs))):
                 by_name.setdefault(name, node)
     found: dict[Node, float] = {}
+    nameless: dict[str, list[KernelRun]] = {}
     for ran in nodes:
         layer = _layer_of(ran, _named(ran, by_name, model), layers)
         if layer is not None:
             found[layer] = found.get(layer, 0.0) + ran.microseconds
+        elif not _ADDED.sub("", ran.name):
+            nameless.setdefault(ran.op, []).append(ran)
+    for op, unnamed in nameless.items():
+        left = [p.node for p in places if not p.node.name and p.node.op in op and p.node not in found]
+        if len(left) == len(unnamed):
+            ordered = sorted(unnamed, key=lambda r: _number_in(r.name))
+            found.update((node, ran.microseconds) for node, ran in zip(left, ordered, strict=True))
     return LayerTimes(found, sum(n.microseconds for n in nodes))
 
 
@@ -155,6 +165,11 @@ def _named(ran: KernelRun, by_name: Mapping[str, Node], model: Model) -> Node | 
         return None
     node = model.graph.nodes[int(match[2])]
     return node if not node.name and node.op == match[1] else None
+
+
+def _number_in(name: str) -> int:
+    match = re.search(r"_token_(\d+)", name)
+    return int(match[1]) if match else 0
 
 
 def _layer_of(ran: KernelRun, node: Node | None, layers: set[Node]) -> Node | None:

@@ -28,7 +28,7 @@ _TENSORS = 16  # histograms of weights, and as many of activations
 _OUTPUTS = 64  # layers whose outputs are compared
 _ELEMENTS = 1 << 22  # of a tensor that is looked at
 _SAMPLE = 1 << 16  # values of one activation and sample that go into its histogram
-_SECONDS = 0.4  # after which no further sample is run
+_SECONDS = 0.2  # after which no further sample is run
 _MODEL_BYTES = 1 << 28  # weights of a model above which it is not run another time
 
 
@@ -66,7 +66,7 @@ def look_inside(
     *,
     threads: int = 1,
 ) -> Values:
-    """Compare inner values on `feeds`, single samples, for about half a second. `layers` are those of both models.
+    """Compare inner values on `feeds`, single samples, for a fraction of a second. `layers` are those of both models.
 
     `original` is best the model as the lossy passes found it: what lossless passes have merged has no twin before them.
 

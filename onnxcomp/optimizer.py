@@ -74,7 +74,7 @@ def optimize(
         environment=environment(),
         options={**job.account(), "output": str(target)},
         notes=tuple(dict.fromkeys(job.notes)),
-        candidates=job.gate.candidates(measured),
+        candidates=job.gate.tried.to_json(),
         command=again,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **rows,
@@ -135,8 +135,8 @@ def _check_provider(options: Options) -> None:
 
 
 def _check_extras(options: Options, target: Path, model: Any) -> None:
-    """A report must not overwrite the model that was given, the one that is written, nor the other report."""
-    taken = [target, *([Path(model)] if isinstance(model, (str, os.PathLike)) else [])]
+    """A report must not overwrite what is read, the model that is written, nor the other report."""
+    taken = [target, *(Path(v) for v in (model, options.calib, options.eval) if isinstance(v, (str, os.PathLike)))]
     for extra in (options.json, options.report):
         if extra is None:
             continue

@@ -10,6 +10,7 @@ from onnxcomp.bench import Benchmark, ModelTiming, benchmark
 from onnxcomp.graph import Model
 from onnxcomp.options import Options
 from onnxcomp.samples import Samples
+from onnxcomp.tried import Tried
 
 __all__ = ["LEAST_GAIN", "SpeedGate"]
 
@@ -17,7 +18,7 @@ LEAST_GAIN = 1.03  # times as fast as float that 8-bit arithmetic has to be, if 
 
 
 class SpeedGate:
-    """Times models of one job; `original` is what every measurement is relative to."""
+    """Times models of one job; `original` is what every measurement is relative to. `tried` holds all of them."""
 
     def __init__(
         self, original: Any, samples: Samples, options: Options, progress: Callable[[float, str], None]
@@ -26,21 +27,30 @@ class SpeedGate:
         self._samples = samples
         self._options = options
         self._progress = progress
-        self._tried: dict[str, ModelTiming] = {}
+        self.tried = Tried()
 
     def no_progress(
-        self, names: tuple[str, str], old: Model, new: Model, least: float = 0.0, *, smaller: bool = True
+        self,
+        names: tuple[str, str],
+        old: Model,
+        new: Model,
+        *,
+        least: float = 0.0,
+        smaller: bool = True,
+        drop: float | None = None,
     ) -> tuple[str | None, Benchmark | None]:
         """Why `new` is no progress over `old`, and the original timed against the winner.
 
-        It is none if it is slower, less than `least` times as fast, or (if it is to be `smaller`) larger and not faster; then the reason says so,
-        else it is None. Without time for a benchmark everything is progress. `names` are what the report calls the two.
+        It is none if it is slower, less than `least` times as fast, or (if it is to be `smaller`) larger and no faster;
+        then the reason says so, else it is None. Without time for a benchmark everything is progress. `names` are what
+        the report calls the two, `drop` is the quality that the new one loses.
         """
         if self._options.bench_seconds <= 0:
             return None, None
         found = self.time([self._original, old, new])
         original, before, after = found.models
-        self._tried.update(zip(names, (before, after), strict=True))
+        self.tried.add(names[0], before)
+        self.tried.add(names[1], after, drop)
         ratio = (after.speedup or 1.0) / (before.speedup or 1.0)
         # The same kernels do the same work: what differs then is the machine's mood.
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
@@ -61,24 +71,6 @@ class SpeedGate:
             seconds=self._options.bench_seconds,
             seed=self._options.seed,
             progress=self._progress,
-        )
-
-    def candidates(self, measured: Benchmark | None) -> tuple[dict[str, Any], ...]:
-        """The models that were timed on the way to the result, which is among them, as plain data."""
-        if measured is None:
-            return ()
-        result = measured.models[1]
-        tried = self._tried if any(t is result for t in self._tried.values()) else {**self._tried, "result": result}
-        return tuple(
-            {
-                "label": label,
-                "file_bytes": timed.file_bytes,
-                "latency_ms": timed.ms["p50"],
-                "speedup": timed.speedup,
-                "ci": None if timed.ci is None else list(timed.ci),
-                "kept": timed is result,
-            }
-            for label, timed in tried.items()
         )
 
 

@@ -292,7 +292,10 @@ def test_any_text_and_any_number_gives_a_well_formed_page(folder, text, value):
 def test_a_page_of_a_huge_model_stays_below_two_megabytes(data):
     layer = data["layers"][0]
     data["layers"] = [{**layer, "name": f"layer {i} " + "n" * 5000} for i in range(1000)]
-    data["passes"] *= 300
+    refused = [{"where": f"{i} " + "w" * 200, "reason": f"{i % 40} " + "r" * 700} for i in range(4000)]
+    data["passes"] = [{**data["passes"][0], "refused": refused, "details": {"t": refused, "o": [*NASTY]}}] * 60
+    (metric,) = data["verification"]["metrics"].values()
+    data["verification"]["metrics"] = {f"output {i}": metric for i in range(2000)}
     data["notes"] = ["note " * 1000] * 5000
 
     assert len(render(data).encode()) < 2_000_000
