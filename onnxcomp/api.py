@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onnxcomp import verification as comparison
 from onnxcomp.bench_grid import compare, settings
 from onnxcomp.bench_inputs import data_feeds, made_feeds, parse_shapes, require_same_inputs
 from onnxcomp.bench_results import Comparison
-from onnxcomp.calibration.data import open_data
+from onnxcomp.calibration.data import Dataset, open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.options import share
 from onnxcomp.probe import probe
@@ -36,12 +37,14 @@ def verify(
     threads: int = 1,
     provider: str = "cpu",
     seed: int = 0,
+    layers: bool = False,
     allow_symlinks: bool = False,
     progress: Any = None,
 ) -> Verification:
     """Compare two models on `data` (any form of `open_data`), or on inputs made from the graph.
 
-    Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verification.verify`.
+    Returns the verdict; `raise_if_failed()` turns a bad one into an error. See `onnxcomp.verification.verify`. With
+    `layers` every layer is compared as well: see `onnxcomp.layerwise.compare_layers`.
     """
     for model in (original, candidate):
         _scan(model, allow_symlinks=allow_symlinks)
@@ -49,7 +52,7 @@ def verify(
     if data is not None:
         session = open_session(original, threads=threads, provider=provider)
         dataset = open_data(data, session.inputs, preprocess=preprocess, seed=seed)
-    return comparison.verify(
+    found = comparison.verify(
         original,
         candidate,
         dataset,
@@ -61,6 +64,18 @@ def verify(
         seed=seed,
         progress=progress,
     )
+    return replace(found, layers=_layers(original, candidate, dataset, seed, threads, progress)) if layers else found
+
+
+def _layers(original: Any, candidate: Any, data: Dataset | None, seed: int, threads: int, progress: Any) -> Any:
+    from onnxcomp.layerwise import compare_layers
+
+    before, after = io.load(original), io.load(candidate)
+    if data is None:
+        session = open_session(before, threads=threads)
+        feeds = usable_inputs(session, export_model(before)[0], seed=seed, count=8)
+        data = open_data(list(feeds), session.inputs)
+    return compare_layers(before, after, data, threads=threads, progress=progress)
 
 
 def benchmark(

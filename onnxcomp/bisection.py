@@ -148,6 +148,7 @@ class _Search:
         self.pipeline = chosen_pipeline(options)
         self.samples = Samples(options, open_session(self.source, threads=options.threads), self.source)
         self.trials = 0
+        self.edges = False
 
     def run(self, folder: Path | None) -> Bisection:
         model, data = self.source.copy(), self.samples.verification
@@ -158,12 +159,21 @@ class _Search:
             self.progress((position - 1) / blank.passes, f"pass {position}/{blank.passes} {one.name}")
             step = Step(one, model, self._context)
             done = step.run(model)
-            whole = self._try(step, done.model) if done.rewrites else Trial(0.0, "")
+            whole = self._first_look(step, done)
             if whole.reason:
                 found = replace(blank, position=position, guilty_pass=str(one), rewrites=len(done.rewrites))
                 return self._narrow(found, step, done, whole, folder)
             model = done.model
         return blank
+
+    def _first_look(self, step: Step, done: Done) -> Trial:
+        """On the data, then on unusual inputs as well; what showed the fault is what the search looks at."""
+        found = Trial(0.0, "")
+        for edges in (False, True):
+            if done.rewrites and not found.reason:
+                self.edges = edges
+                found = self._try(step, done.model)
+        return found
 
     def _narrow(self, found: Bisection, step: Step, done: Done, whole: Trial, folder: Path | None) -> Bisection:
         def prefix(count: int) -> Trial:
@@ -220,6 +230,7 @@ class _Search:
             metric=self.metric if judged == "lossy" and self.tolerance is None else None,
             samples=None if data is None else self.limit,
             exclude=self.samples.calibration_hashes if data is self.samples.verification else (),
+            edges=self.edges,
             threads=self.options.threads,
             seed=self.options.seed,
         )

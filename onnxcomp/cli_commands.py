@@ -53,7 +53,7 @@ def optimize(args: argparse.Namespace, progress: Progress) -> Outcome:
 
 
 def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
-    from onnxcomp import api, cli_report
+    from onnxcomp import api, cli_report, cli_trust
 
     found = api.verify(
         args.original,
@@ -66,6 +66,7 @@ def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
         threads=args.threads,
         provider=args.provider,
         seed=args.seed,
+        layers=bool(args.layers),
         allow_symlinks=bool(args.allow_symlinks),
         progress=progress,
     )
@@ -74,7 +75,13 @@ def verify(args: argparse.Namespace, progress: Progress) -> Outcome:
         found.raise_if_failed()
     except (VerificationError, InconclusiveError) as failure:
         error = failure
-    return Outcome(found.to_json(), lambda console: cli_report.show_verification(console, found), error)
+
+    def show(console: Console) -> None:
+        cli_report.show_verification(console, found)
+        if found.layers is not None:
+            cli_trust.show_layers(console, found.layers, verbose=args.verbose)
+
+    return Outcome(found.to_json(), show, error)
 
 
 def bisect(args: argparse.Namespace, progress: Progress) -> Outcome:

@@ -144,6 +144,7 @@ def _add_verify(parser: argparse.ArgumentParser) -> None:
         help="package.module:function(outputs, labels) -> float, higher is better",
     )
     add("--samples", metavar="N", type=int, help="samples to compare at most (default: all)")
+    add("--layers", **_flag(), help="compare layer by layer as well: where an error comes from, worst first")
     _add_runtime(parser)
     _add_symlinks(parser)
     parser.epilog = "exit codes: 0 passed, 4 failed, 7 inconclusive (too few samples, or a random model)"

@@ -1,7 +1,8 @@
-"""How the results of `bisect` are printed."""
+"""How the results of `bisect` and of `verify --layers` are printed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -11,8 +12,11 @@ from onnxcomp.cli_text import count, number, plain
 
 if TYPE_CHECKING:
     from onnxcomp.bisection import Bisection
+    from onnxcomp.layerwise import Layer
 
-__all__ = ["show_bisection"]
+__all__ = ["show_bisection", "show_layers"]
+
+_SHOWN = 20  # layers, unless all are asked for
 
 
 def show_bisection(console: Console, found: Bisection) -> None:
@@ -30,3 +34,16 @@ def show_bisection(console: Console, found: Bisection) -> None:
     if made is not None:
         size = f"{made.nodes} of {made.of_nodes} nodes, weights: {made.weights}"
         say(console, plain(f"wrote a reproducer to {made.folder} ({size}); python {made.folder}/run.py runs it"))
+
+
+def show_layers(console: Console, layers: Sequence[Layer], *, verbose: bool = False) -> None:
+    """The layers with the largest local errors, and how much error arrives there in the whole model."""
+    shown = table("layer", "<operator", "<relation", ">local SQNR dB", ">total SQNR dB", ">total / local")
+    listed = layers if verbose else layers[:_SHOWN]
+    for layer in listed:
+        numbers = (number(layer.local.sqnr_db), number(layer.total.sqnr_db), number(layer.amplification))
+        shown.add_row(plain(layer.node), plain(layer.op), layer.relation, *numbers)
+    say(console)
+    console.print(shown)
+    if len(listed) < len(layers):
+        say(console, f"{len(layers) - len(listed)} more layers with smaller local errors; -v shows all")

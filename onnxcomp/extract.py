@@ -36,7 +36,7 @@ def extract(model: Model, inputs: Mapping[str, Given], outputs: Sequence[str]) -
     live = _needed(wanted)
     graph.remove([n for n in graph.nodes if n not in live])
     read = {t for node in graph.nodes for t in node.reads()} | set(wanted)
-    graph.inputs = [t for t in (*graph.inputs, *given) if t in read]
+    graph.inputs = [t for t in dict.fromkeys([*graph.inputs, *given]) if t in read]
     graph.initializers = [t for t in graph.initializers if t in read]
     del graph.header.value_info[:]
     del graph.header.quantization_annotation[:]

@@ -17,6 +17,7 @@ from onnxcomp.macs import Macs, count_with_run
 from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
 from onnxcomp.options import DEFAULT_PASSES, Options
 from onnxcomp.probe import probe
+from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
 from onnxcomp.registry import load_pass
 from onnxcomp.rollback import Done, Step, repaired
@@ -49,7 +50,7 @@ class Job:
             probe(given, allow_symlinks=options.allow_symlinks)
         self.source = io.load(given, allow_symlinks=options.allow_symlinks)
         self.original: Any = Path(given) if isinstance(given, (str, os.PathLike)) else self.source.to_bytes()
-        self.model = self.source.copy()
+        self.model = self._fresh()
         self.float_model = self.model
         self.metric = load_metric(options.metric)
         self.pipeline = chosen_pipeline(options, packed=is_packed(self.source))
@@ -67,12 +68,18 @@ class Job:
         self._verified: Verification | None = None  # of the model as it is now
         self._timed: Benchmark | None = None  # likewise, against the original
 
+    def _fresh(self) -> Model:
+        """A copy of the original; how it came from another model is of no interest here."""
+        model = self.source.copy()
+        forget(model)
+        return model
+
     # --- passes ---
 
     def run_passes(self) -> None:
         """Run the pipeline. Lossless passes are checked together, and one by one only if that check fails."""
         if not self._run_pipeline(each=False):
-            self.model, self.records = self.source.copy(), []
+            self.model, self.records = self._fresh(), []
             self.float_model = self.model
             self._run_pipeline(each=True)
 

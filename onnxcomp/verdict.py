@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from onnxcomp.errors import InconclusiveError, VerificationError
 from onnxcomp.metrics import OutputStats, Role
 from onnxcomp.noise import Noise
 from onnxcomp.quality import Metric, Quality, custom_quality, quality
+
+if TYPE_CHECKING:
+    from onnxcomp.layerwise import Layer
 
 __all__ = ["Effect", "Evidence", "Verdict", "Verification", "judge"]
 
@@ -31,7 +34,7 @@ class Verification:
 
     `outputs` has the statistics of each output, `noise` the original's own largest deviation per output when
     only the way of computing changes. `reasons` are sentences for people: why it failed, what to keep in mind
-    if it did not.
+    if it did not. `layers` is the comparison layer by layer, where it was asked for.
     """
 
     verdict: Verdict
@@ -43,6 +46,7 @@ class Verification:
     outputs: Mapping[str, OutputStats]
     noise: Mapping[str, float]
     reasons: tuple[str, ...]
+    layers: tuple[Layer, ...] | None = None
 
     @property
     def passed(self) -> bool:
@@ -60,6 +64,7 @@ class Verification:
             "drop": q.drop if q and math.isfinite(q.drop) else None,
             "ci": list(q.ci) if q and q.ci else None,
             "noise": dict(self.noise), "reasons": list(self.reasons),
+            **({} if self.layers is None else {"layers": [layer.to_json() for layer in self.layers]}),
         }  # fmt: skip
 
     def raise_if_failed(self) -> None:

@@ -48,6 +48,7 @@ def verify(
     metric: Metric | None = None,
     samples: int | None = None,
     exclude: Collection[str] = (),
+    edges: bool = True,
     threads: int = 1,
     provider: str = "cpu",
     seed: int = 0,
@@ -60,11 +61,11 @@ def verify(
     the float type; "lossy" a quality drop (see Quality) of at most `max_drop`, a fraction. `metric`(outputs,
     labels) -> float, higher is better, replaces the built-in quality and holds all outputs in memory. At most
     `samples` samples are used; those whose hash (sample_hashes) is in `exclude` are left out. Without `data`,
-    inputs are made from the graph.
+    inputs are made from the graph. Without `edges` only the data are compared.
 
     In every case a changed interface, an output that is missing or of another shape, a NaN or infinity where
-    the original is finite, and results that change between two equal runs fail; on the data as well as on
-    unusual versions of one sample (edges.py). A lossy verdict on fewer than 8 samples, or on outputs that are
+    the original is finite, and results that change between two equal runs fail; on the data, and on unusual
+    versions of one sample (edges.py). A lossy verdict on fewer than 8 samples, or on outputs that are
     random in the original, is inconclusive.
 
     Raises ModelError if the original cannot be run, DataError if the data do not fit it, InconclusiveError if
@@ -90,11 +91,11 @@ def verify(
     noise = _noise(reference, [] if effect == "exact" else variants, [b.feeds for b in known_batches], floor)
     pair = Pair(
         reference, session, effect, noise, floor, variants, metric, _reporter(progress, data, samples),
-        empty_axes(original, reference.inputs) if isinstance(original, (str, os.PathLike)) else frozenset(),
+        empty_axes(original, reference.inputs) if edges and isinstance(original, (str, os.PathLike)) else frozenset(),
     )  # fmt: skip
     seen, one = Evidence(), next(iter(known_batches), None)
     compare(seen, pair, itertools.chain(first, chosen))
-    if not seen.failures:
+    if not seen.failures and edges:
         compare_runs(seen, pair, one)
         compare_edges(seen, pair, proto, one, seed)
     return judge(blank, seen, noise, metric=metric, max_drop=max_drop, synthetic=data is None)

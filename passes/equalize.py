@@ -29,6 +29,7 @@ from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
+from onnxcomp.provenance import Origin, note
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Equalize", "equalize"]
@@ -70,11 +71,12 @@ class Equalize(Pass):
 @dataclass
 class Group:
     """Values whose channels must be scaled alike; who produces them, who uses them up, and the depthwise convolutions
-    in between.
+    in between. `members` are all values of the group, `tensors` those that these nodes touch.
     """
 
     channels: int
     tensors: dict[Any, None] = field(default_factory=dict)
+    members: list[Any] = field(default_factory=list)
     producers: list[Node] = field(default_factory=list)
     consumers: list[Node] = field(default_factory=list)
     between: list[Node] = field(default_factory=list)
@@ -97,6 +99,8 @@ def equalize(
         if factor.min() > 0.9 or not ctx.allow(f"channels of {next(iter(group.tensors)).name}"):
             continue
         _rescale(model, group, factor)
+        scale = (1, tuple((1 / factor).tolist()))
+        note(model, {t.name: Origin(t.name, scale=scale) for t in group.members})
         done += 1
     return done
 
@@ -150,6 +154,9 @@ def _groups(model: Model) -> list[Group]:
     for node in scope.nodes:
         _enter(model, scope, node, shapes, finder, group)
     pinned = {finder.root(t) for t in [*scope.inputs, *scope.outputs, *finder.pins]}
+    for tensor in (t for node in scope.nodes for t in node.outputs if t.name):
+        if finder.root(tensor) in found:
+            found[finder.root(tensor)].members.append(tensor)
     for root, entry in found.items():
         if root in pinned:
             entry.pinned = "an operator that does not commute with a factor reads or makes it"

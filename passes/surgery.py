@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
 from onnxcomp.passes.dims import Coupling
+from onnxcomp.provenance import Origin, note
 
 __all__ = ["REPAIRS", "Cut", "Repair", "remove", "repair", "twins"]
 
@@ -87,6 +88,7 @@ def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
             touched[id(tensor)] = bool(cut.axes(tensor))
         return touched[id(tensor)]
 
+    narrowed: dict[str, Origin] = {}
     for tensor, twin in twins(coupling.model, cut.model).items():
         if not loses(tensor):
             continue
@@ -94,6 +96,8 @@ def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
             twin.values = _taken(cut, tensor)
         elif twin not in cut.model.graph.inputs:
             twin.info, twin.shape = None, None
+            narrowed[twin.name] = _origin(cut, tensor)
+    note(cut.model, narrowed)
     for scope, copy in pairs:
         cut.scope = copy
         del copy.header.value_info[:]
@@ -102,6 +106,14 @@ def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
                 REPAIRS[node.kind](cut, node, twin)
     sort(cut.model)
     return cut
+
+
+def _origin(cut: Cut, tensor: Any) -> Origin:
+    """What is left of a value; nothing that can be said where an axis grows with the batch."""
+    axes = cut.axes(tensor)
+    if any(cut.varies(tensor, axis) for axis in axes):
+        return Origin("")
+    return Origin(tensor.name, tuple((axis, tuple(cut.keep(tensor, axis).tolist())) for axis in axes))
 
 
 def _taken(cut: Cut, tensor: Constant) -> Array:
