@@ -20,6 +20,7 @@ from onnxcomp.quality import load_metric
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import export_model
 from onnxcomp.storage import plain
+from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Verification
 
 __all__ = ["benchmark", "verify", "write_report"]

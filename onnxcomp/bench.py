@@ -70,9 +70,11 @@ def benchmark(
     small it is, six pairs of every model are measured in each.
 
     On a provider with memory of its own times are those of the model alone, with inputs and outputs there; copies
-    are told apart. A speed-up is exp(median of paired log ratios) with a cluster-bootstrap interval
-    (`timing.paired_ratio`), "faster" or "slower" only where that excludes 1 and the effect exceeds 1 % and the noise
-    floor.
+    are told apart. Latencies are wall time. What is compared is the least time of some runs on the same feeds: on
+    the CPU with one thread and one stream by processor time, which other processes do not lengthen and which equals
+    wall time on an idle machine, else by the wall clock; with several streams, the wall time until all are done. A
+    speed-up is exp(median of paired log ratios) with a cluster-bootstrap interval (`timing.paired_ratio`), "faster"
+    or "slower" only where that excludes 1 and the effect exceeds 1 % and the noise floor.
 
     Raises UsageError for arguments that make no sense, DataError if the feeds do not fit, ModelError if a
     model does not load, fails or crashes, ProviderError if `provider` does not work here or, unless `allow_fallback`,

@@ -33,12 +33,13 @@ __all__ = ["measure_alone", "measure_round"]
 
 Emit = Callable[[dict[str, Any]], None]
 
-LONGEST_BLOCK_NS = 30e6  # of the slowest model, where the models differ much
+LONGEST_BLOCK_NS = 40e6  # of the slowest model, where the models differ much
+LEAST_GROUPS = 8  # in a block, if that is not too long
 STAMPED_NS = 350e3  # from here on a clock reading after every run (0.34 µs measured) is below 0.1 %
+SINGLE_FEEDS = 6
 SINGLE_RUNS = 300  # timed one by one after the pairs where runs are shorter than that; enough for p99
 PAIRS = 30  # at least, before a round may end early
 CYCLES = 3  # at least, however short the time: six pairs of every model, without which there is no verdict
-CONTROL_EVERY = 2  # cycles: the baseline against itself takes half the time of a model
 HEARTBEAT_SECONDS = 1.0
 
 
@@ -142,10 +143,11 @@ class Trial:
         self.rng = rng
         self.streams = streams
         times = [max(1.0, r.run_ns) for r in runners]
-        # As many runs of every model, so that both sides of a pair see the same feeds.
-        count = max(1, min(math.ceil(BLOCK_NS / min(times)), int(LONGEST_BLOCK_NS / max(times))))
-        self.group = min(count, math.ceil(STAMPED_NS / min(times)))
-        self.count = math.ceil(count / self.group) * self.group
+        # As many runs of every model, so that both sides of a pair do the same.
+        self.group = max(1, min(math.ceil(STAMPED_NS / min(times)), int(LONGEST_BLOCK_NS / max(times))))
+        shortest, longest = self.group * min(times), self.group * max(times)
+        wanted = max(LEAST_GROUPS, math.ceil(BLOCK_NS / shortest))
+        self.count = max(1, min(wanted, int(LONGEST_BLOCK_NS / longest)))
         self.start = 0
         self.cycles = 0
         self.ratios: list[list[float]] = [[] for _ in runners]
@@ -155,18 +157,14 @@ class Trial:
 
     def cycle(self, until: float) -> None:
         """Two pairs for every model, in random order of models and with a coin deciding ABBA or BAAB."""
-        control = len(self.runners) - 1
-        rivals = list(range(1, control))
-        if self.cycles % CONTROL_EVERY == 0 or not rivals:
-            rivals.append(control)
-        for rival in self.rng.permutation(rivals).tolist():
+        for rival in (1 + self.rng.permutation(len(self.runners) - 1)).tolist():
             if self.cycles >= CYCLES and perf_counter() >= until:
                 return
             first, second = (0, rival) if self.rng.random() < 0.5 else (rival, 0)
             for pair in ((first, second), (second, first)):
                 took = {i: self._block(i) for i in pair}
-                self.ratios[rival].append(float(np.median(np.log(took[0] / took[rival]))))
-                self.start += self.count
+                self.ratios[rival].append(math.log(took[0] / took[rival]))
+                self.start += self.group
         self.cycles += 1
 
     def settled(self, precision: float) -> bool:
@@ -177,9 +175,9 @@ class Trial:
     def finish(self) -> None:
         """Time single runs where the pairs did not: reading the clock would have been a part of them."""
         if self.group > 1:
-            part = math.ceil(SINGLE_RUNS / 3 / self.streams)
-            for n, i in itertools.product(range(3), range(len(self.runners))):
-                self.times[i].append(self.runners[i].block(n * part, part).groups)
+            count = math.ceil(SINGLE_RUNS / SINGLE_FEEDS / self.streams)
+            for feed, i in itertools.product(range(SINGLE_FEEDS), range(len(self.runners))):
+                self.times[i].append(self.runners[i].block(feed, count).groups)
 
     def save(self, path: str) -> None:
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -188,16 +186,19 @@ class Trial:
             arrays[f"times.{i}"] = np.concatenate(times) if times else np.empty(0, np.int64)
         np.savez(path, **arrays)  # type: ignore[arg-type]
 
-    def _block(self, index: int) -> npt.NDArray[np.int64]:
-        """Nanoseconds to compare: of one stream's groups, whose median ignores one that lost the core; of several
-        streams, the time until all are done.
+    def _block(self, index: int) -> float:
+        """Nanoseconds to compare. Of one stream the least of its groups, all on the same feeds: what other processes
+        do only adds to them, as the documentation of Python's timeit says. Of several streams the wall time until all
+        are done.
         """
         block = self.runners[index].block(self.start, self.count, self.group)
         self.wall_ns[index] += block.wall_ns
         self.runs[index] += block.runs
         if self.group == 1:
             self.times[index].append(block.groups)
-        return block.groups if self.streams == 1 else np.asarray([block.wall_ns], np.int64)
+        if self.streams > 1:
+            return float(block.wall_ns)
+        return float(block.effort.min())
 
 
 def _build(job: Mapping[str, Any], feeds: Feeds, emit: Emit) -> float:

@@ -25,7 +25,7 @@ Progress = Callable[[float, str], None]
 _ALONE_SHARE = 0.2  # of the progress bar: every model alone, before the rounds
 _MOST_ROUNDS = 8  # planned; Student's factor falls little beyond
 _TIMED_SHARE = 0.5  # of a round at least: no more rounds than leave as much for timing as for starting
-_SHORTEST_SECONDS = 0.3  # of timing in a round
+_SHORTEST_SECONDS = 0.4  # of timing in a round
 _PATIENCE_SECONDS = 15.0  # of starting processes, beyond the time asked for
 
 

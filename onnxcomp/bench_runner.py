@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from time import perf_counter, perf_counter_ns
+from time import get_clock_info, perf_counter, perf_counter_ns, thread_time_ns
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.binding import DEVICES, Bound
+from onnxcomp.binding import DEVICES, Bound, can_bind
 from onnxcomp.errors import DataError, ModelError, ResourceError
+from onnxcomp.providers import CPU
 from onnxcomp.runtime import Session, open_session
 
 __all__ = ["BLOCK_NS", "Block", "Feeds", "Runner", "explained"]
@@ -26,6 +27,7 @@ BLOCK_NS = 5e6  # one timed block
 _WINDOWS = 20  # of warm-up at most
 _STABLE = 0.02  # two successive windows of warm-up whose medians differ by less end it
 _LEAST_WINDOW = 3  # runs
+_RESOLUTION = 1e-6  # seconds
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,14 @@ class Block:
     """Some runs, one after the other in each of some streams.
 
     `wall_ns` from the first start to the last end, `runs` of all streams together; `groups` (n,) nanoseconds of
-    successive groups of equally many runs, stream after stream.
+    successive groups of runs, each on the same feeds, stream after stream; `effort` (n,) the same by the clock that
+    models are compared by.
     """
 
     wall_ns: int
     runs: int
     groups: npt.NDArray[np.int64]
+    effort: npt.NDArray[np.int64]
 
 
 class Runner:
@@ -59,6 +63,7 @@ class Runner:
         self.load_ns = perf_counter_ns() - begin
         check_inputs(path, session, feeds[0])
         self._path = path
+        self._clock = _clock(setup)
         self._pool = ThreadPoolExecutor(setup["streams"])
         with explained(path):
             self._calls = [_calls(session, feeds) for _ in range(setup["streams"])]
@@ -73,7 +78,7 @@ class Runner:
         return call.copy_ns() if isinstance(call, Bound) else None
 
     def block(self, start: int, count: int, group: int = 1) -> Block:
-        """Time `count` runs in each stream, on the feeds from number `start` on, `group` of them at a time."""
+        """Time `count` groups of `group` runs in each stream; a group takes the feeds from number `start` on."""
         return self._timed(start, count, group, self._calls)
 
     def warm_up(self, until: float) -> None:
@@ -83,7 +88,7 @@ class Runner:
             window = max(_LEAST_WINDOW, math.ceil(BLOCK_NS / self.run_ns))
             times: list[int] = []
             while len(times) < window and (perf_counter() < until or len(times) < _LEAST_WINDOW):
-                times.append(self.block(len(times), 1).wall_ns)
+                times.append(int(self.block(len(times), 1).effort.max()))
             self.warmup_runs += len(times) * len(self._calls)
             self.run_ns = float(np.median(times))
             if abs(self.run_ns / previous - 1) < _STABLE or perf_counter() >= until:
@@ -92,11 +97,11 @@ class Runner:
 
     def _timed(self, start: int, count: int, group: int, streams: list[list[Callable[[], Any]]]) -> Block:
         with explained(self._path):
-            work = [partial(_stamps, calls, start + i, count, group) for i, calls in enumerate(streams)]
+            work = [partial(_stamps, calls, start + i, count, group, self._clock) for i, calls in enumerate(streams)]
             stamps = [work[0]()] if len(work) == 1 else [f.result() for f in [self._pool.submit(w) for w in work]]
-        wall = max(s[-1] for s in stamps) - min(s[0] for s in stamps)
-        groups = np.concatenate([np.diff(np.asarray(s, np.int64)) for s in stamps])
-        return Block(max(1, wall), count * len(stamps), np.maximum(1, groups))
+        wall = max(s[-1][0] for s in stamps) - min(s[0][0] for s in stamps)
+        taken = np.maximum(1, np.concatenate([np.diff(np.asarray(s, np.int64), axis=0) for s in stamps]))
+        return Block(max(1, wall), count * group * len(stamps), groups=taken[:, 0], effort=taken[:, 1])
 
 
 def check_inputs(path: str, session: Session, feed: Mapping[str, Any]) -> None:
@@ -126,17 +131,29 @@ def explained(path: str) -> Iterator[None]:
 def _calls(session: Session, feeds: Feeds) -> list[Callable[[], Any]]:
     """One call for each feed, without a wrapper whose microseconds are not the model's."""
     device = DEVICES.get(session.provider)
-    if device is not None:
+    if device is not None and can_bind(session):
         return [Bound(session, feed, device) for feed in feeds]
     return [partial(session.native.run, None, dict(feed)) for feed in feeds]
 
 
-def _stamps(calls: Sequence[Callable[[], Any]], start: int, count: int, group: int) -> list[int]:
-    """The clock before the first run and after every `group` runs, `count` of them in all, in nanoseconds."""
-    taken = [calls[(start + i) % len(calls)] for i in range(count)]
-    stamps = [perf_counter_ns()]
-    for first in range(0, count, group):
-        for call in taken[first : first + group]:
+def _stamps(
+    calls: Sequence[Callable[[], Any]], start: int, count: int, group: int, clock: Callable[[], int]
+) -> list[tuple[int, int]]:
+    """The wall clock and `clock` before the first and after every group of runs, `count` groups of `group` runs, each
+    on the same feeds.
+    """
+    taken = [calls[(start + i) % len(calls)] for i in range(group)]
+    stamps = [(perf_counter_ns(), clock())]
+    for _ in range(count):
+        for call in taken:
             call()
-        stamps.append(perf_counter_ns())
+        stamps.append((perf_counter_ns(), clock()))
     return stamps
+
+
+def _clock(setup: Mapping[str, Any]) -> Callable[[], int]:
+    """What pairs are compared by: where the calling thread does all the work, its processor time, which other
+    processes do not lengthen; else, and where the system counts that in ticks, the wall clock.
+    """
+    alone = setup["provider"] == CPU and setup["threads"] == 1 and setup["streams"] == 1
+    return thread_time_ns if alone and get_clock_info("thread_time").resolution < _RESOLUTION else perf_counter_ns

@@ -1,7 +1,7 @@
 """Runs with inputs and outputs in the memory of a device, and what copying them there and back takes.
 
 `session.run` copies inputs in and outputs out; on a GPU that can take longer than the model. Bound to the device, a run
-is the model alone (onnxruntime.ai, "I/O Binding").
+is the model alone (onnxruntime.ai, "I/O Binding"). ONNX Runtime binds tensors of numbers only.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ import numpy.typing as npt
 from onnxcomp.providers import CUDA, TENSORRT
 from onnxcomp.runtime import Session, device_value
 
-__all__ = ["DEVICES", "Bound"]
+__all__ = ["DEVICES", "Bound", "can_bind"]
 
 DEVICES = {CUDA: "cuda", TENSORRT: "cuda", "NvTensorRTRTXExecutionProvider": "cuda", "DmlExecutionProvider": "dml"}
 _COPIES = 20
+
+
+def can_bind(session: Session) -> bool:
+    """Whether all inputs and outputs are tensors of numbers, of types that numpy has."""
+    return all(s.dtype is not None and s.dtype.kind in "biuf" for s in (*session.inputs, *session.outputs))
 
 
 class Bound:
@@ -31,19 +36,20 @@ class Bound:
         self._values: list[tuple[Any, npt.NDArray[Any]]] = []
         for name, given in feeds.items():
             array = np.ascontiguousarray(given)
-            if array.dtype.kind in "biuf":
-                value = device_value(array, device)
-                self._values.append((value, array))
-                self._binding.bind_ortvalue_input(name, value)
-            else:  # text stays on the host
-                self._binding.bind_cpu_input(name, array)
+            value = device_value(array, device)
+            self._values.append((value, array))
+            self._binding.bind_ortvalue_input(name, value)
         for spec in session.outputs:
-            self._binding.bind_output(spec.name, device if spec.dtype is not None and spec.dtype.kind != "O" else "cpu")
+            self._binding.bind_output(spec.name, device)
 
     def __call__(self) -> None:
         """One run, over when its outputs are there."""
         self._run(self._binding)
         self._binding.synchronize_outputs()
+
+    def outputs(self) -> list[Any]:
+        """What the last run gave, in the memory of the host."""
+        return list(self._binding.copy_outputs_to_cpu())
 
     def copy_ns(self) -> tuple[int, int]:
         """Median nanoseconds of copying the inputs in and the outputs out, after one run."""
@@ -55,7 +61,7 @@ class Bound:
                 value.update_inplace(array)
             self._binding.synchronize_inputs()
             between = perf_counter_ns()
-            self._binding.copy_outputs_to_cpu()
+            self.outputs()
             times[:, i] = between - begin, perf_counter_ns() - between
         into, out = np.median(times, axis=1)
         return int(into), int(out)

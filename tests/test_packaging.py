@@ -58,6 +58,7 @@ def test_the_wheel_holds_every_module_once_and_the_data_files(wheel):
 
     assert {name for name in wheel if name.startswith("onnxcomp/")} == modules | {
         "onnxcomp/py.typed",
+        "onnxcomp/bench.schema.json",
         *(f"onnxcomp/report.{kind}" for kind in ("css", "html.j2", "js", "schema.json")),
     }
 
