@@ -147,6 +147,68 @@ def test_models_of_older_opsets_are_raised_and_go_back(opset: int) -> None:
     assert back(from_proto(onnx.ModelProto.FromString(model.to_bytes()))) == before
 
 
+PADDED = """<ir_version: 4, opset_import: ["" : 9]>
+g (float[N, 16, 8, 8] x) => (float[N, 32, 8, 8] y) {
+  p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) c = Conv (p, w) y = Clip <min = 0.0, max = 6.0> (c) }"""
+
+
+def test_an_upgrade_that_rewrites_nodes_is_undone() -> None:
+    model = parse(PADDED, w=shared(32, 16, 3, 3))
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    before, text = run(model, x=x), model.to_bytes()
+
+    record = packed(model)
+
+    assert any("Pad" in note for note in record.details["notes"])
+    assert run(model, x=x) == before
+    assert back(from_proto(onnx.ModelProto.FromString(model.to_bytes()))) == text
+
+
+@pytest.mark.parametrize("way", ["changed since", "not reversible"])
+def test_an_upgrade_stays_where_the_old_nodes_are_not_those_of_the_model(way: str) -> None:
+    model = parse(PADDED, w=shared(32, 16, 3, 3))
+    record = run_pass(Pack(reversible=way != "not reversible"), model, Context())
+    if way == "changed since":
+        next(n for n in model.graph.nodes if n.op == "Conv").name = "another"
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    before = run(model, x=x)
+
+    run_pass(Unpack(), model, Context())
+
+    assert (model.opset, calls(model), run(model, x=x)) == (12, [], before)
+    assert not model.header.metadata_props
+    assert any("unpacked" in note for note in record.details["notes"]) == (way == "not reversible")
+
+
+@pytest.mark.parametrize("note", ["{", '{"opset":[1]}', '{"original":["x",[0]]}', '{"original":["x",[0]', "[]"])
+def test_a_damaged_note_is_refused(note: str) -> None:
+    model = parse(CONV, w=shared(32, 16, 3, 3))
+    packed(model)
+    model.header.metadata_props.add(key=DOMAIN, value=note)
+
+    with pytest.raises(ModelError, match="metadata"):
+        run_pass(Unpack(), model, Context())
+
+
+def test_nodes_that_name_an_empty_domain_do_so_again(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] i) => (float[N, 64] y) {
+          v = Constant <value = float[1] {0.0}> () a = Gather (w, i) y = MatMul (a, v) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(shared(500, 64), "w"))
+    proto.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(shared(64, 64, seed=3)))
+    for node in proto.graph.node:
+        node.domain = ""
+    model = from_proto(proto)
+    text = model.to_bytes()
+
+    assert packed(model).details["packed"] == 2
+
+    io.save(model, tmp_path / "packed.onnx")
+    assert back(io.load(tmp_path / "packed.onnx")) == text
+
+
 def test_weights_of_branches_are_packed_and_folded() -> None:
     branch = """{0} () => (float[N, 64] {0}_y) <float[64, 64] w_{0}> {{ {0}_y = MatMul (x, w_{0}) }}"""
     proto = onnx.parser.parse_model(
