@@ -479,6 +479,41 @@ def test_inspect_shows_the_plain_weights_and_says_that_they_are_packed(tmp_path:
     assert found.file_bytes == (tmp_path / "packed.onnx").stat().st_size
 
 
+def test_a_model_that_another_version_packed_is_run_compared_and_inspected(tmp_path: Path) -> None:
+    model = parse(CONV, w=shared(32, 16, 3, 3))
+    io.save(model, tmp_path / "plain.onnx")
+    packed(model)
+    proto = onnx.ModelProto.FromString(model.to_bytes())
+    proto.functions[0].name = proto.graph.node[0].op_type = "Another"
+    onnx.save(proto, tmp_path / "packed.onnx")
+
+    found = onnxcomp.verify(tmp_path / "plain.onnx", tmp_path / "packed.onnx")
+    back = onnxcomp.verify(tmp_path / "packed.onnx", tmp_path / "plain.onnx")
+
+    assert "failed" not in (found.verdict, back.verdict)
+    assert any("does not know" in note for note in inspect(tmp_path / "packed.onnx").notes)
+
+
+def test_bfloat16_is_packed_and_four_bit_integers_are_left_with_a_reason() -> None:
+    kinds = {"v": TensorProto.BFLOAT16, "w": TensorProto.INT4}
+    types = {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in kinds.items()}
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N, 64] x) => (float[N, 64] y) {
+          a = Cast <to = 1> (v) b = Cast <to = 1> (w) c = MatMul (x, a) y = MatMul (c, b) }""",
+        **{name: np.random.default_rng(0).integers(0, 5, (64, 64)).astype(kind) for name, kind in types.items()},
+    )
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    before, text = run(model, x=x), model.to_bytes()
+
+    record = packed(model)
+
+    assert [t["name"] for t in record.details["tensors"]] == ["v"]
+    assert "INT4" in record.refused[0].reason
+    assert run(model, x=x) == before
+    assert back(model) == text
+
+
 def test_a_plain_model_is_its_own_plain_form() -> None:
     model = parse(CONV, w=shared(32, 16, 3, 3))
 
