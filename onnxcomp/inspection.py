@@ -172,7 +172,7 @@ def inspect(
         largest=_largest(tensors),
         dynamic=_dynamic(inputs + outputs),
         quantization=_quantization(operators, rows),
-        notes=(*filter(None, [storage.note(loaded)]), *_notes(source, model, proto, rows), *macs.notes),
+        notes=(*filter(None, [storage.note(loaded, model)]), *_notes(source, model, proto, rows), *macs.notes),
         passes=(*(_try_passes(model) if trial and operators.total() <= _TRIAL_NODES else ()), _quantize_outlook(rows)),
     )
 

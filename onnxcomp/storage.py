@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+from onnxcomp.errors import ModelError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, run_pass
 from onnxcomp.registry import load_pass
@@ -25,14 +26,14 @@ def is_packed(model: Model) -> bool:
 
 
 def plain(model: Model) -> Model:
-    """The model with its weights as plain initializers: itself if it has no others, else an unpacked copy.
-
-    Raises ModelError if something in it cannot be unpacked.
-    """
+    """The model with its weights as plain initializers: itself if it has no others, or none that are known here."""
     if not is_packed(model):
         return model
     copy = model.copy()
-    run_pass(load_pass("unpack")(), copy, Context())
+    try:
+        run_pass(load_pass("unpack")(), copy, Context())
+    except ModelError:
+        return model
     return copy
 
 
@@ -42,11 +43,13 @@ def decoded_bytes(model: Model) -> int:
     return sum(math.prod(s) * _WIDEST for s in shapes if isinstance(s, list) and all(isinstance(d, int) for d in s))
 
 
-def note(model: Model) -> str | None:
-    """A remark on how much of a model is packed, None for a plain one."""
-    calls = [n for n in model.nodes() if n.domain == DOMAIN]
-    streams = {t: w.nbytes for n in calls for t in n.inputs if (w := model.weight(t)) is not None}
+def note(packed: Model, unpacked: Model) -> str | None:
+    """A remark on how much of a model is packed, None for a plain one; `unpacked` is its plain form."""
+    calls = [n for n in packed.nodes() if n.domain == DOMAIN]
+    streams = {t: w.nbytes for n in calls for t in n.inputs if (w := packed.weight(t)) is not None}
     if not calls:
         return None
-    size = sum(streams.values())
-    return f"{len(calls)} weights are packed in {size:,} bytes; the rest of these figures is that of the plain model"
+    text = f"{len(calls)} weights are packed in {sum(streams.values()):,} bytes"
+    if unpacked is packed:
+        return f"{text}, in a way that this version of onnxcomp does not know: parameters are those that are stored"
+    return f"{text}; the rest of these figures is that of the plain model"

@@ -163,6 +163,10 @@ class _Body:
 
     def result(self, form: Form, index: str) -> None:
         """The values of the table at an index, in the shape of the tensor."""
+        if form.positions is not None and not form.grouped:  # values take no more room than indices, mostly
+            values = self.op("Gather", "t", index)
+            self.nodes.append(helper.make_node("Reshape", [values, self.attribute("shape")], ["y"]))
+            return
         table = "t"
         if form.grouped:
             columns = self.op("Slice", self.op("Shape", "t"), self.ints(1), self.ints(2))
@@ -177,13 +181,17 @@ class _Body:
 
 
 def _indices(body: _Body, form: Form) -> str:
-    """For each element its place in the table, or in its row of it: int32 of the shape, or of that of the groups."""
+    """For each element its place in the table, or in its row of it.
+
+    int32 of the shape of the tensor if the form is dense, of the view of the groups if it is grouped, else flat.
+    """
     view = body.attribute("groups" if form.grouped else "shape")
     if form.positions is None:
         if form.width == 0:
             return body.op("Expand", body.array([0], np.int32), view)
         return body.numbers("c", form.width or 0, body.size, view)
-    return body.op("Reshape", _sparse_indices(body, form, form.positions), view)
+    index = _sparse_indices(body, form, form.positions)
+    return body.op("Reshape", index, view) if form.grouped else index
 
 
 def _sparse_indices(body: _Body, form: Form, low: int) -> str:
@@ -218,8 +226,8 @@ def _rice_positions(body: _Body, low: int, count: str) -> str:
     bits = body.numbers("b", 1, None)
     slots = body.op("Mul", body.cumulated(bits), bits)
     zeros = body.cumulated(body.op("Sub", one, bits))
-    quotients = body.scattered(slots, zeros, body.op("Add", count, body.ints(1)))
-    quotients = body.op("Slice", quotients, body.ints(1), body.op("Add", count, body.ints(1)))
+    end = body.op("Add", count, body.ints(1))
+    quotients = body.op("Slice", body.scattered(slots, zeros, end), body.ints(1), end)
     rests = body.cumulated(body.op("Add", body.numbers("r", low, count), one))
     high = body.op("Mul", quotients, body.array([1 << low], np.int32))
     return body.op("Sub", body.op("Add", high, rests), one)

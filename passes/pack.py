@@ -26,15 +26,14 @@ from onnxcomp.passes.pack_nodes import (
     add_decoders,
     forms,
     plain_proto,
-    raise_versions,
     restore,
-    restore_versions,
     store,
     store_node,
     store_rows,
     swap,
 )
 from onnxcomp.passes.pack_proof import inexact, unfolded
+from onnxcomp.passes.pack_versions import drop_original, raise_versions, restore_versions
 from onnxcomp.storage import DOMAIN
 
 __all__ = ["Pack"]
@@ -45,12 +44,17 @@ _TYPES = frozenset(
     for name in "FLOAT FLOAT16 DOUBLE BFLOAT16 INT8 UINT8 INT16 UINT16 INT32 UINT32 INT64 UINT64 BOOL".split()
 )
 _SMALLEST = 64  # bytes of a tensor; the node alone takes more
+_ORIGINAL_SHARE = 0.05  # of the bytes that are saved, for what makes an upgrade reversible
 _TABLE_BYTES = 4096  # of a table that stays packed at run time; below, what is saved is not worth a slower look-up
 
 
 @dataclass(frozen=True)
 class Pack(Pass):
-    """Store weights in fewer bytes, to be decoded by ONNX Runtime when it loads the model."""
+    """Store weights in fewer bytes, to be decoded by ONNX Runtime when it loads the model.
+
+    A model of an opset before 12 is raised to it. `reversible` keeps the nodes as they were, compressed, where that
+    rewrites some, so that `unpack` gives back the file of the old opset and not one of opset 12.
+    """
 
     name: ClassVar[str] = "pack"
     effect: ClassVar[Effect] = "exact"
@@ -58,6 +62,8 @@ class Pack(Pass):
         "cleanup", "fold-constants", "fuse", "equalize", "prune-channels", "prune-weights", "factorize",
         "share-weights", "quantize", "convert-fp16", "distill",
     )  # fmt: skip
+
+    reversible: bool = True
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         draft = model.copy()
@@ -71,6 +77,8 @@ class Pack(Pass):
         chosen = [c for c in choose(sites, there.values()) if ctx.allow(f"{c[0].constant.name} as {c[1].form.name}")]
         if not chosen:
             return {}
+        saved = sum(site.bytes - size for site, _, size in chosen)
+        notes += drop_original(draft, budget=int(saved * _ORIGINAL_SHARE) if self.reversible else -1)
         lazy = sum(site.bytes for site, _, _ in chosen) > ctx.memory
         packed = _store(draft, chosen, ctx, lazy=lazy)
         kept = _proven(draft, packed, ctx, lazy=lazy)

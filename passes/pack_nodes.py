@@ -6,7 +6,6 @@ The streams stand in the list of initializers where the tensor was, so that it c
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,18 +17,17 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Function, Graph, Model, Node, Variable
 from onnxcomp.passes.codec import Encoded, Form, Plan, decode, encode
 from onnxcomp.passes.codec_functions import decoder, form_of
+from onnxcomp.passes.pack_versions import LOWEST_IR
 from onnxcomp.protos import without
 from onnxcomp.serde import STUB_BYTES, export_model, from_proto
-from onnxcomp.storage import DOMAIN, OPSET, VERSION
+from onnxcomp.storage import DOMAIN, VERSION
 from onnxcomp.weights import Weight
 
 __all__ = [
     "add_decoders",
     "forms",
     "plain_proto",
-    "raise_versions",
     "restore",
-    "restore_versions",
     "store",
     "store_node",
     "store_rows",
@@ -41,8 +39,6 @@ _TYPED = "typed"  # attribute: the values were listed one by one, in the field f
 _TABLE = "table"  # attribute: the name of the table of which rows are looked up
 _DOMAIN = "domain"  # attribute: the domain that the node named
 _ORIGIN = "constant"  # attribute: the tensor was in a Constant node, under this name
-_LOWEST_IR = 8  # the first with local functions
-_STANDARD = ("", "ai.onnx")
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------
@@ -273,7 +269,7 @@ def forms(model: Model) -> dict[str, Form]:
     for function in model.functions:
         if function.header.domain != DOMAIN:
             continue
-        proto = export_model(Model(onnx.ModelProto(ir_version=_LOWEST_IR), Graph(), [function]))[0].functions[0]
+        proto = export_model(Model(onnx.ModelProto(ir_version=LOWEST_IR), Graph(), [function]))[0].functions[0]
         form = form_of(proto) if imported <= {VERSION} else None
         if form is None:
             raise ModelError(
@@ -297,79 +293,4 @@ def add_decoders(model: Model, needed: set[Form], scopes: set[Graph]) -> None:
 
 
 def _function(proto: onnx.FunctionProto) -> Function:
-    return from_proto(onnx.ModelProto(ir_version=_LOWEST_IR, functions=[proto])).functions[0]
-
-
-# --- versions --------------------------------------------------------------------------------------------------
-
-
-def raise_versions(model: Model) -> list[str]:
-    """Raise IR version and opset to what decoders need, and note in the metadata how to go back.
-
-    Returns remarks. Raises ModelError if the model cannot be raised.
-    """
-    from onnxcomp.opset import upgrade
-
-    ir, opset, notes = model.header.ir_version, model.opset, []
-    inputs = list(model.graph.listed["input"]) if ir < 4 else []
-    record: dict[str, Any] = {}
-    if opset < OPSET:
-        rewritten = upgrade(model, OPSET)
-        notes = [f"the decoders need opset {OPSET}, the model had {opset}", *rewritten]
-        if not rewritten:
-            record["opset"] = [opset, OPSET]
-    if model.header.ir_version < _LOWEST_IR:
-        model.header.ir_version = _LOWEST_IR
-    if ir != model.header.ir_version:
-        record["ir"] = [ir, model.header.ir_version]
-    if inputs:
-        usual = [t.name for t in model.graph.inputs] + [i.name for i in model.graph.initializers]
-        record["inputs"] = 1 if inputs == usual else inputs
-    if record:
-        model.header.metadata_props.add(key=DOMAIN, value=json.dumps(record, separators=(",", ":")))
-    return notes
-
-
-def restore_versions(model: Model) -> None:
-    """Take the domain out of a model, and go back to the versions that it had, unless others were set since."""
-    headers: list[Any] = [model.header, *(f.header for f in model.functions)]
-    note = next((p.value for p in model.header.metadata_props if p.key == DOMAIN), None)
-    props = [p for p in model.header.metadata_props if p.key != DOMAIN]
-    model.functions = [f for f in model.functions if f.header.domain != DOMAIN]
-    for header in headers:
-        _replace(header.opset_import, [o for o in header.opset_import if o.domain != DOMAIN])
-    _replace(model.header.metadata_props, props)
-    if note is None:
-        return
-    record = _record(note)
-    before, after = record.get("opset", [0, 0])
-    functions = [o for f in model.functions for o in f.header.opset_import if o.domain in _STANDARD]
-    for entry in (*model.header.opset_import, *functions):
-        if entry.domain in _STANDARD and entry.version == after:
-            entry.version = before
-    before, after = record.get("ir", [0, 0])
-    if model.header.ir_version == after and model.opset == record.get("opset", [model.opset])[0]:
-        model.header.ir_version = before
-        names = record.get("inputs")
-        if names == 1:
-            names = [t.name for t in model.graph.inputs] + [i.name for i in model.graph.initializers]
-        model.graph.listed["input"] = {str(name): place for place, name in enumerate(names or ())}
-
-
-def _record(note: str) -> dict[str, Any]:
-    """What `raise_versions` noted. Raises ModelError if somebody else changed it."""
-    try:
-        record = json.loads(note)
-        pairs = [record.get("opset", [1, 1]), record.get("ir", [3, 3])]
-        sound = all(len(p) == 2 and all(isinstance(v, int) and 0 < v < 1000 for v in p) for p in pairs)
-        if sound and isinstance(record.get("inputs", []), (list, int)):
-            return dict(record)
-    except (ValueError, TypeError, AttributeError):
-        pass
-    raise ModelError(f"the metadata entry {DOMAIN!r} is damaged: {note[:80]!r}; remove it to unpack the model")
-
-
-def _replace(field: Any, messages: list[Any]) -> None:
-    copies = [type(m).FromString(m.SerializeToString()) for m in messages]
-    del field[:]
-    field.extend(copies)
+    return from_proto(onnx.ModelProto(ir_version=LOWEST_IR, functions=[proto])).functions[0]

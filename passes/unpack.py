@@ -14,7 +14,8 @@ from onnxcomp.errors import ModelError
 from onnxcomp.graph import Model, Node
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.codec import Form
-from onnxcomp.passes.pack_nodes import forms, restore, restore_versions
+from onnxcomp.passes.pack_nodes import forms, restore
+from onnxcomp.passes.pack_versions import restore_versions
 from onnxcomp.storage import DOMAIN, decoded_bytes, is_packed
 
 __all__ = ["Unpack"]

@@ -147,6 +147,68 @@ def test_models_of_older_opsets_are_raised_and_go_back(opset: int) -> None:
     assert back(from_proto(onnx.ModelProto.FromString(model.to_bytes()))) == before
 
 
+PADDED = """<ir_version: 4, opset_import: ["" : 9]>
+g (float[N, 16, 8, 8] x) => (float[N, 32, 8, 8] y) {
+  p = Pad <pads = [0, 0, 1, 1, 0, 0, 1, 1]> (x) c = Conv (p, w) y = Clip <min = 0.0, max = 6.0> (c) }"""
+
+
+def test_an_upgrade_that_rewrites_nodes_is_undone() -> None:
+    model = parse(PADDED, w=shared(32, 16, 3, 3))
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    before, text = run(model, x=x), model.to_bytes()
+
+    record = packed(model)
+
+    assert any("Pad" in note for note in record.details["notes"])
+    assert run(model, x=x) == before
+    assert back(from_proto(onnx.ModelProto.FromString(model.to_bytes()))) == text
+
+
+@pytest.mark.parametrize("way", ["changed since", "not reversible"])
+def test_an_upgrade_stays_where_the_old_nodes_are_not_those_of_the_model(way: str) -> None:
+    model = parse(PADDED, w=shared(32, 16, 3, 3))
+    record = run_pass(Pack(reversible=way != "not reversible"), model, Context())
+    if way == "changed since":
+        next(n for n in model.graph.nodes if n.op == "Conv").name = "another"
+    x = np.random.default_rng(1).standard_normal((1, 16, 8, 8)).astype(np.float32)
+    before = run(model, x=x)
+
+    run_pass(Unpack(), model, Context())
+
+    assert (model.opset, calls(model), run(model, x=x)) == (12, [], before)
+    assert not model.header.metadata_props
+    assert any("unpacked" in note for note in record.details["notes"]) == (way == "not reversible")
+
+
+@pytest.mark.parametrize("note", ["{", '{"opset":[1]}', '{"original":["x",[0]]}', '{"original":["x",[0]', "[]"])
+def test_a_damaged_note_is_refused(note: str) -> None:
+    model = parse(CONV, w=shared(32, 16, 3, 3))
+    packed(model)
+    model.header.metadata_props.add(key=DOMAIN, value=note)
+
+    with pytest.raises(ModelError, match="metadata"):
+        run_pass(Unpack(), model, Context())
+
+
+def test_nodes_that_name_an_empty_domain_do_so_again(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] i) => (float[N, 64] y) {
+          v = Constant <value = float[1] {0.0}> () a = Gather (w, i) y = MatMul (a, v) }"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(shared(500, 64), "w"))
+    proto.graph.node[0].attribute[0].t.CopyFrom(numpy_helper.from_array(shared(64, 64, seed=3)))
+    for node in proto.graph.node:
+        node.domain = ""
+    model = from_proto(proto)
+    text = model.to_bytes()
+
+    assert packed(model).details["packed"] == 2
+
+    io.save(model, tmp_path / "packed.onnx")
+    assert back(io.load(tmp_path / "packed.onnx")) == text
+
+
 def test_weights_of_branches_are_packed_and_folded() -> None:
     branch = """{0} () => (float[N, 64] {0}_y) <float[64, 64] w_{0}> {{ {0}_y = MatMul (x, w_{0}) }}"""
     proto = onnx.parser.parse_model(
@@ -415,6 +477,41 @@ def test_inspect_shows_the_plain_weights_and_says_that_they_are_packed(tmp_path:
     assert found.layers == expected.layers
     assert any("packed" in note for note in found.notes)
     assert found.file_bytes == (tmp_path / "packed.onnx").stat().st_size
+
+
+def test_a_model_that_another_version_packed_is_run_compared_and_inspected(tmp_path: Path) -> None:
+    model = parse(CONV, w=shared(32, 16, 3, 3))
+    io.save(model, tmp_path / "plain.onnx")
+    packed(model)
+    proto = onnx.ModelProto.FromString(model.to_bytes())
+    proto.functions[0].name = proto.graph.node[0].op_type = "Another"
+    onnx.save(proto, tmp_path / "packed.onnx")
+
+    found = onnxcomp.verify(tmp_path / "plain.onnx", tmp_path / "packed.onnx")
+    back = onnxcomp.verify(tmp_path / "packed.onnx", tmp_path / "plain.onnx")
+
+    assert "failed" not in (found.verdict, back.verdict)
+    assert any("does not know" in note for note in inspect(tmp_path / "packed.onnx").notes)
+
+
+def test_bfloat16_is_packed_and_four_bit_integers_are_left_with_a_reason() -> None:
+    kinds = {"v": TensorProto.BFLOAT16, "w": TensorProto.INT4}
+    types = {name: helper.tensor_dtype_to_np_dtype(kind) for name, kind in kinds.items()}
+    model = parse(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (float[N, 64] x) => (float[N, 64] y) {
+          a = Cast <to = 1> (v) b = Cast <to = 1> (w) c = MatMul (x, a) y = MatMul (c, b) }""",
+        **{name: np.random.default_rng(0).integers(0, 5, (64, 64)).astype(kind) for name, kind in types.items()},
+    )
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    before, text = run(model, x=x), model.to_bytes()
+
+    record = packed(model)
+
+    assert [t["name"] for t in record.details["tensors"]] == ["v"]
+    assert "INT4" in record.refused[0].reason
+    assert run(model, x=x) == before
+    assert back(model) == text
 
 
 def test_a_plain_model_is_its_own_plain_form() -> None:
