@@ -23,9 +23,10 @@ import numpy.typing as npt
 from onnxcomp.passes.kmeans import kmeans, midpoints, nearest_level
 from onnxcomp.passes.rounding import Snap, round_to_grid
 
-__all__ = ["Problem", "Shared", "channel_scales", "fit", "plain"]
+__all__ = ["Problem", "Shared", "channel_scales", "fit", "plain", "shrunk"]
 
 Array = npt.NDArray[Any]
+_SHRINKAGE = 0.3
 _TOLERANCE = 1e-20  # of the squared right-hand side
 
 
@@ -76,6 +77,16 @@ class Shared:
     @property
     def values(self) -> Array:
         return np.asarray(self.codes * self.scales)
+
+
+def shrunk(moment: Array, rows: int) -> Array:
+    """Second moments (1 - a) H + a diag(H) with a = min(1, 0.3 K / rows).
+
+    Few rows show correlations that other samples do not have (shrinkage, Ledoit and Wolf 2004); the factor is measured.
+    """
+    length = moment.shape[-1]
+    share = min(1.0, _SHRINKAGE * length / max(rows, 1))
+    return np.asarray(moment * (1 - share + share * np.eye(length)))
 
 
 def channel_scales(problem: Problem) -> Array:

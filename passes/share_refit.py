@@ -22,7 +22,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import pick
 from onnxcomp.graph import Constant, Model, producer
-from onnxcomp.passes.codebook import Problem, Shared
+from onnxcomp.passes.codebook import Problem, Shared, shrunk
 from onnxcomp.passes.dim_regression import Sums, solve
 from onnxcomp.passes.dim_replay import Replay, piece
 from onnxcomp.passes.dim_sites import Site
@@ -188,7 +188,7 @@ def _fit(
     if ridge is not None:
         rest = mixed - np.matmul(exact, start.transpose(0, 2, 1))
         wish = start + solve(exact, rest, ridge).transpose(0, 2, 1)
-    shared = share(task.weight.key, Problem(wish, exact))
+    shared = share(task.weight.key, Problem(wish, shrunk(exact, everything.rows)))
     better = error(shared.values, (exact, mixed, power)) < error(now, (exact, mixed, power))
     rows = shared.values if better else now
     n = max(everything.rows, 1)

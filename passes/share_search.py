@@ -22,7 +22,7 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bit_plan import Form, Option, Plan
-from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, plain
+from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, plain, shrunk
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.share_bias import set_bias, takes_bias
 from onnxcomp.passes.share_refit import Task, refit, tasks
@@ -100,6 +100,7 @@ class SharingSearch:
         moment = None
         if gram is not None:
             moment = gram.covariance if self.biased[weight.key] else gram.products / max(gram.rows, 1)
+            moment = shrunk(moment, gram.rows)
         return self.shaped(weight, form, Problem(weight.rows, moment))
 
     def shaped(self, weight: Weight, form: Form, problem: Problem) -> Problem:

@@ -32,7 +32,8 @@ from onnxcomp.passes.weight_only import rebuild
 
 __all__ = ["ShareWeights"]
 
-_MIN_TO_SPLIT = 40  # samples, of which one in five is held out
+_MIN_TO_SPLIT = 20  # samples, of which one in five is held out
+_MARGIN = 0.7  # of the budget: held-out samples do not tell all
 _BITS = range(2, 9)
 _SIZE = re.compile(r"(\d+(?:\.\d*)?)x")
 
@@ -128,7 +129,7 @@ class ShareWeights(Pass):
         if self.size is not None:
             plan = largest_within(found, _wanted(self.size, before) - (before - _stored_now(search)))
             return plan, self._finish(search, plan, search.candidate(plan))
-        return self._smallest(search, found, ctx.max_drop if self.drop is None else self.drop)
+        return self._smallest(search, found, _MARGIN * (ctx.max_drop if self.drop is None else self.drop))
 
     def _finish(self, search: SharingSearch, plan: Plan, start: Candidate) -> Candidate:
         return search.refitted(start, plan) if self.refit else start
@@ -185,6 +186,10 @@ def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> 
     """Put the result into the model, in the form that it has or that was chosen."""
     constants = by_key(model)
     scopes = list(model.graph.scopes())
+    for key, bias in best.biases.items():
+        site = search.weights[key].site
+        if site is not None:
+            store_bias(model, scopes[key[0]], site, bias)
     codes = {}
     for key, shared in best.shared.items():
         weight = search.weights[key]
@@ -197,10 +202,6 @@ def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> 
             rebuild(model, scope, constant, stored, row_scales(weight, shared.scales).astype(wide))
         else:
             constants[key][1].values = search.values(key, shared)
-    for key, bias in best.biases.items():
-        site = search.weights[key].site
-        if site is not None:
-            store_bias(model, scopes[key[0]], site, bias)
     store_codes(model, codes, search.storage)
 
 

@@ -1,0 +1,106 @@
+"""Codebooks: second-order assignment, closed-form centroids, zeros that stay."""
+
+import numpy as np
+
+from onnxcomp.passes.codebook import Problem, channel_scales, fit, plain, shrunk
+from onnxcomp.passes.rounding import round_to_grid
+
+RNG = np.random.default_rng(0)
+
+
+def correlated(groups: int, length: int) -> np.ndarray:
+    mixing = RNG.standard_normal((groups, length, length // 2)) + 0.5
+    return np.matmul(mixing, mixing.transpose(0, 2, 1)) + 0.05 * np.eye(length)
+
+
+def problem(groups: int = 1, outputs: int = 24, length: int = 32, **rest: object) -> Problem:
+    rows = RNG.standard_normal((groups, outputs, length)) * RNG.uniform(0.3, 3.0, (groups, outputs, 1))
+    return Problem(rows, correlated(groups, length), **rest)  # type: ignore[arg-type]
+
+
+def ones(p: Problem) -> np.ndarray:
+    return np.ones((*p.rows.shape[:2], 1))
+
+
+def test_second_order_assignment_beats_nearest_k_means_by_far() -> None:
+    p = problem()
+
+    assert fit(p, ones(p), 8).error < 0.3 * plain(p, ones(p), 8).error
+
+
+def test_the_error_of_the_result_is_that_of_its_values() -> None:
+    p = problem(groups=3, length=9)
+
+    found = fit(p, channel_scales(p), 4)
+
+    change = found.values - p.rows
+    assert p.moment is not None
+    assert np.isclose(found.error, np.einsum("gok,gkl,gol->", change, p.moment, change))
+    assert np.all(np.isin(found.codes, found.levels))
+    assert len(found.levels) <= 4
+
+
+def test_scales_per_channel_help_where_channels_differ() -> None:
+    p = problem()
+
+    assert fit(p, channel_scales(p), 4).error < 0.7 * fit(p, ones(p), 4).error
+
+
+def test_centroids_are_the_minimum_for_their_indices() -> None:
+    p = problem()
+    found = fit(p, ones(p), 4)
+    error = found.error
+
+    for move in (-1e-3, 1e-3):
+        for level in found.levels:
+            moved = np.where(found.codes == level, level + move, found.codes)
+            assert p.error(moved) > error * (1 - 1e-9)
+
+
+def test_zeros_stay_and_count_as_an_entry() -> None:
+    p = problem()
+    free = RNG.random(p.rows.shape) > 0.5
+    p = Problem(np.where(free, p.rows, 0.0), p.moment, free)
+
+    found = fit(p, ones(p), 4)
+
+    assert not found.values[~free].any()
+    assert len(np.unique(found.values)) <= 4
+    assert found.error < plain(p, ones(p), 4).error
+
+
+def test_a_codebook_of_whole_numbers_holds_such_in_range() -> None:
+    p = problem(whole=127)
+
+    found = fit(p, channel_scales(p), 16)
+
+    assert np.array_equal(found.levels, np.rint(found.levels))
+    assert np.abs(found.levels).max() <= 127
+    assert len(found.levels) <= 16
+
+
+def test_no_single_code_can_be_moved_to_a_better_entry() -> None:
+    rows, moment = RNG.standard_normal((6, 8)), correlated(1, 8)[0]
+    levels = np.array([-1.5, -0.4, 0.5, 1.6])
+    damped = moment + np.eye(8) * (0.01 * np.trace(moment) / 8)
+
+    def error(values: np.ndarray) -> float:
+        return float(np.einsum("ok,kl,ol->", values - rows, damped, values - rows))
+
+    def snap(values: np.ndarray) -> np.ndarray:
+        return levels[np.abs(np.asarray(values)[..., None] - levels).argmin(axis=-1)]
+
+    found = rows
+    for _ in range(8):
+        found = round_to_grid(rows, np.ones((6, 1)), moment, snap)
+
+    nearest = error(snap(rows))
+    assert error(found) < nearest
+    assert np.all(np.isin(found, levels))
+
+
+def test_few_rows_are_shrunk_to_the_diagonal() -> None:
+    moment = correlated(1, 8)
+
+    assert np.array_equal(shrunk(moment, 1)[0], np.diag(np.diag(moment[0])))
+    assert np.allclose(shrunk(moment, 10**9), moment)
