@@ -27,7 +27,7 @@ from onnxcomp.linear import LINEAR_OPS, Linear, linear, output_rank, per_channel
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.pairs import absorb_output, fuse_padding, matmul_to_gemm, relu_into_clip
-from onnxcomp.shapes import Shapes, infer
+from onnxcomp.shapes import Shapes
 
 __all__ = ["Fuse"]
 
@@ -47,7 +47,7 @@ class Fuse(Pass):
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0, "clip": 0}
         _lift_constants(model)
-        shapes = infer(model)  # what follows changes weights, not values
+        shapes = ctx.shapes(model)  # what follows changes weights, not values
         for _ in range(_MAX_ROUNDS):
             step = dict.fromkeys(counts, 0)
             for scope in [scope for scope, opset in model.versions() if opset == model.opset]:
