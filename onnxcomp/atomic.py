@@ -99,13 +99,17 @@ def _begin_sync(file: BinaryIO, offset: int, size: int) -> None:
 
 def remove_leftovers(target: Path) -> None:
     """Remove the drafts of a target whose writers are no more."""
+    with contextlib.suppress(OSError):
+        found = [(p, m) for p in target.parent.iterdir() if (m := _DRAFT.fullmatch(p.name)) is not None]
+        for path, match in found:
+            if match["name"] == target.name and not _runs(int(match["pid"])):
+                path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
     import psutil
 
-    with contextlib.suppress(OSError):
-        for path in list(target.parent.iterdir()):
-            match = _DRAFT.fullmatch(path.name)
-            if match is not None and match["name"] == target.name and not psutil.pid_exists(int(match["pid"])):
-                path.unlink(missing_ok=True)
+    return bool(psutil.pid_exists(pid))
 
 
 @contextlib.contextmanager

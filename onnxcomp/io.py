@@ -28,7 +28,6 @@ from onnxcomp.external import Storage, unsafe_location
 from onnxcomp.files import OpenFile
 from onnxcomp.graph import Model
 from onnxcomp.protos import slot
-from onnxcomp.protos import tensors as lazy_tensors
 from onnxcomp.safety import check
 from onnxcomp.serde import export_model, from_proto, import_model
 from onnxcomp.splice import Spliced, splice
@@ -174,7 +173,8 @@ def _refuse_external(proto: onnx.ModelProto) -> None:
 
 def _inline_rest(proto: onnx.ModelProto, storage: Storage) -> None:
     """Put payloads in place that are not kept apart: those of sparse tensors, training_info, defaults of functions."""
-    kept = list(lazy_tensors(proto))  # alive, so that protobuf gives the same objects again below
+    # Alive, so that protobuf gives the same objects again below.
+    kept = [tensor for _, tensor in tensors(proto, apart=True)]
     apart, size = {id(tensor) for tensor in kept}, 0
     for where, tensor in tensors(proto):
         if tensor.data_location == TensorProto.EXTERNAL and id(tensor) not in apart:
@@ -210,7 +210,7 @@ def _places(payloads: list[Weight]) -> Iterator[tuple[Weight, int, int]]:
 def _refer(proto: onnx.ModelProto, payloads: list[Weight], location: str) -> None:
     """Let the stubs point at the payloads in a data file."""
     places = [(str(offset), str(weight.nbytes)) for weight, offset, _ in _places(payloads)]
-    for tensor in lazy_tensors(proto):
+    for _, tensor in tensors(proto, apart=True):
         index = slot(tensor)
         if index is not None:
             tensor.ClearField("external_data")

@@ -136,7 +136,7 @@ def linear(model: Model, node: Node) -> Linear | None:
     A constant in the first operand of a MatMul or Gemm, a transposed first operand, and a bias that is not one value
     per output channel are not handled.
     """
-    if node.op not in LINEAR_OPS or node.domain or len(node.inputs) < 2:
+    if node.op not in LINEAR_OPS or node.domain or len(node.inputs) < 2 or not node.plain:
         return None
     weight = node.inputs[1]
     if not isinstance(weight, Constant) or weight.sparse is not None or weight.dtype.kind not in "fV":

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_
 from onnxcomp.errors import OnnxcompError, UsageError
 from onnxcomp.graph import Model, sort
 from onnxcomp.registry import suggest
+from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Context", "Effect", "Pass", "PassRecord", "Pipeline", "Refusal"]
 
@@ -80,6 +81,13 @@ class Context:
     rewrites: list[str] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     asked: int = 0
+    _inferred: tuple[Model, int, Shapes] | None = None
+
+    def shapes(self, model: Model) -> Shapes:
+        """Inferred types of a model; the answer of the last time if nothing was rewritten since."""
+        if self._inferred is None or self._inferred[0] is not model or self._inferred[1] != len(self.rewrites):
+            self._inferred = (model, len(self.rewrites), infer(model))
+        return self._inferred[2]
 
     def allow(self, what: str) -> bool:
         """Ask before each rewrite, naming it. Past the limit, and for what is denied, the answer is no.

@@ -5,16 +5,17 @@ A stub is a TensorProto that is marked external with location `SLOT` and its ind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
+from onnxcomp.tensors import tensors
 from onnxcomp.weights import Weight
 
-__all__ = ["SLOT", "STUB_BYTES", "Resolver", "attribute_value", "inline", "slots", "tensors", "value_type", "without"]
+__all__ = ["SLOT", "STUB_BYTES", "Resolver", "attribute_value", "inline", "slot", "slots", "value_type", "without"]
 
 SLOT = "\x00slot"
 STUB_BYTES = 1024  # smaller payloads stay in the message: shape inference needs the values of shape tensors
@@ -34,33 +35,15 @@ def slots(payloads: list[Weight]) -> Resolver:
 
 def inline(proto: onnx.ModelProto, payloads: list[Weight]) -> None:
     """Put the payloads into their stubs."""
-    for tensor in tensors(proto):
+    for _, tensor in tensors(proto, apart=True):
         if (index := slot(tensor)) is not None:
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             tensor.raw_data = b"".join(bytes(c) for c in payloads[index].chunks())
 
 
-def tensors(proto: onnx.ModelProto) -> Iterable[TensorProto]:
-    """Every TensorProto of a model that may hold a large payload: initializers and attributes of all scopes."""
-    graphs = [proto.graph]
-    node_lists = [f.node for f in proto.functions]
-    while graphs or node_lists:
-        if graphs:
-            graph = graphs.pop()
-            yield from graph.initializer
-            node_lists.append(graph.node)
-        for node in node_lists.pop():
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-                graphs.extend(attribute.graphs)
-
-
 def slot(tensor: TensorProto) -> int | None:
+    """The index of a stub's payload, None if the tensor is no stub."""
     if tensor.data_location != TensorProto.EXTERNAL or not tensor.external_data:
         return None
     return int(tensor.external_data[1].value) if tensor.external_data[0].value == SLOT else None

@@ -14,7 +14,7 @@ import onnx
 
 from onnxcomp.errors import ResourceError
 from onnxcomp.graph import Model
-from onnxcomp.protos import SLOT, STUB_BYTES, Resolver, inline, slots, tensors
+from onnxcomp.protos import SLOT, STUB_BYTES, Resolver, inline, slots
 from onnxcomp.reading import import_model
 from onnxcomp.weights import Weight
 from onnxcomp.writing import export_model
@@ -28,7 +28,6 @@ __all__ = [
     "import_model",
     "inline",
     "slots",
-    "tensors",
     "to_bytes",
 ]
 

@@ -110,26 +110,31 @@ def _misfit(where: str, tensor: TensorProto, expected: str, found: str) -> Model
     return ModelError(f"{where} of type {name} and shape {shape} needs {expected}, but has {found}")
 
 
-def tensors(model: ModelProto) -> Iterator[tuple[str, TensorProto]]:
-    """Yield (where, tensor) for every tensor of a model, also in subgraphs, functions and sparse tensors."""
+def tensors(model: ModelProto, *, apart: bool = False) -> Iterator[tuple[str, TensorProto]]:
+    """Yield (where, tensor) for every tensor of a model, also in subgraphs, functions and sparse tensors.
+
+    With `apart` only for those whose payload the editable graph keeps apart from the message: dense initializers and
+    single tensors in attributes of nodes.
+    """
     stack: list[tuple[str, GraphProto | NodeProto]] = [("", model.graph)]
-    for info in model.training_info:
+    for info in () if apart else model.training_info:
         stack += [("training_info: ", info.initialization), ("training_info: ", info.algorithm)]
     for function in model.functions:
         stack += [(f"function {function.name!r}: ", node) for node in function.node]
-        yield from _of_attributes(f"function {function.name!r}: ", function.attribute_proto, stack)
+        if not apart:
+            yield from _of_attributes(f"function {function.name!r}: ", function.attribute_proto, stack)
     while stack:
         where, holder = stack.pop()
         if isinstance(holder, NodeProto):
-            yield from _of_attributes(where, holder.attribute, stack, holder)
+            yield from _of_attributes(where, holder.attribute, stack, holder, apart=apart)
             continue
         for tensor in holder.initializer:
             yield f"{where}initializer {tensor.name!r}", tensor
-        for sparse in holder.sparse_initializer:
+        for sparse in () if apart else holder.sparse_initializer:
             yield from _of_sparse(f"{where}sparse initializer {sparse.values.name!r}", sparse)
         for node in holder.node:
             if node.attribute:
-                yield from _of_attributes(where, node.attribute, stack, node)
+                yield from _of_attributes(where, node.attribute, stack, node, apart=apart)
 
 
 def _of_attributes(
@@ -137,6 +142,8 @@ def _of_attributes(
     attributes: Any,
     stack: list[tuple[str, GraphProto | NodeProto]],
     node: NodeProto | None = None,
+    *,
+    apart: bool = False,
 ) -> Iterator[tuple[str, TensorProto]]:
     for attribute in attributes:
         if attribute.type in _PLAIN:
@@ -145,11 +152,11 @@ def _of_attributes(
             owner = f"{where}attribute {attribute.name!r}" + ("" if node is None else f" of {_label(node)}")
             if attribute.HasField("t"):
                 yield owner, attribute.t
-            for tensor in attribute.tensors:
+            for tensor in () if apart else attribute.tensors:
                 yield owner, tensor
-        if attribute.HasField("sparse_tensor"):
+        if not apart and attribute.HasField("sparse_tensor"):
             yield from _of_sparse(f"{where}attribute {attribute.name!r}", attribute.sparse_tensor)
-        for sparse in attribute.sparse_tensors:
+        for sparse in () if apart else attribute.sparse_tensors:
             yield from _of_sparse(f"{where}attribute {attribute.name!r}", sparse)
         if attribute.HasField("g"):
             stack.append((where, attribute.g))

@@ -123,6 +123,12 @@ class Weight:
         for start in range(0, len(raw), CHUNK_BYTES):
             yield raw[start : start + CHUNK_BYTES]
 
+    def head(self, count: int) -> bytes:
+        """The first `count` bytes of the payload, or all of it."""
+        if isinstance(self._source, Reference):
+            return self._source.file.read(self._source.offset, min(count, self._source.length)).tobytes()
+        return bytes(next(self.chunks(), b"")[:count])
+
     def digest(self) -> bytes:
         """SHA-256 over element type, shape and payload: equal digests mean equal tensors."""
         state = hashlib.sha256(repr((self.data_type, self.shape)).encode())

@@ -19,7 +19,6 @@ from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.duplicates import RANDOM, merge_initializers, merge_nodes
 from onnxcomp.passes.neutral import equal_value
 from onnxcomp.passes.site import Site
-from onnxcomp.shapes import infer
 
 __all__ = ["RANDOM", "Cleanup", "remove_dead"]
 
@@ -37,7 +36,7 @@ class Cleanup(Pass):
         counts = {"neutral": 0, "pairs": 0, "duplicate initializers": 0, "common subexpressions": 0, "dead": 0}
         remove_dead(model, ctx)
         _constants_to_initializers(model, ctx)
-        shapes = infer(model)
+        shapes = ctx.shapes(model)
         for _ in range(_MAX_ROUNDS):
             sites = [Site(model, scope, shapes, opset) for scope, opset in model.versions()]
             step = {

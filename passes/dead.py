@@ -1,10 +1,12 @@
-"""What no output depends on: nodes, initializers, outputs of If, Loop and Scan, and functions that nobody calls."""
+"""What no output depends on: nodes, optional outputs, initializers, outputs of If, Loop and Scan, functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from onnxcomp.graph import Constant, Graph, Model, Node
+import onnx
+
+from onnxcomp.graph import Constant, Graph, Model, Node, Variable
 from onnxcomp.manager import Context
 
 __all__ = ["remove_dead"]
@@ -20,6 +22,7 @@ def remove_dead(model: Model, ctx: Context) -> int:
         dead = [n for n in dead if ctx.allow(f"{n.label} is not used")]
         scope.remove(dead)
         removed += len(dead)
+    removed += _blank_outputs(model, ctx)
     outputs, pinned = model.outputs(), _pinned(model)
     for scope in model.scopes():
         unused = {i for i in scope.initializers if isinstance(i, Constant) and not i.outputs and i not in outputs}
@@ -42,6 +45,35 @@ def _live(scope: Graph) -> set[Node]:
             live.add(node)
             stack.extend(p for t in node.reads() for p in t.inputs if p in home)
     return live
+
+
+def _blank_outputs(model: Model, ctx: Context) -> int:
+    """Optional outputs that nobody reads get no name, so that nobody computes them: masks, indices, last states."""
+    outputs, blanked = model.outputs(), 0
+    for scope, opset in model.versions():
+        for node in scope.nodes:
+            if len(node.outputs) < 2 or node.kind != node.op:
+                continue
+            for place in reversed(range(len(node.outputs))):
+                output = node.outputs[place]
+                unused = output.name and not output.outputs and output not in outputs
+                if unused and _is_optional(node, place, opset) and ctx.allow(f"{output.name} is not used"):
+                    node.outputs[place] = Variable("")
+                    blanked += 1
+            while not node.outputs[-1].name and len(node.outputs) > 1:
+                node.outputs.pop()
+    return blanked
+
+
+def _is_optional(node: Node, place: int, opset: int) -> bool:
+    """Whether leaving an output out changes nothing else."""
+    if node.op == "BatchNormalization" and (opset < 14 or node.attrs.get("training_mode", 0)):
+        return False  # before opset 14 the number of outputs says whether it is training
+    try:
+        declared = onnx.defs.get_schema(node.op, opset, "").outputs
+    except onnx.defs.SchemaError:
+        return False
+    return place < len(declared) and declared[place].option == onnx.defs.OpSchema.FormalParameterOption.Optional
 
 
 def _pinned(model: Model) -> set[str]:

@@ -54,7 +54,7 @@ def merge_initializers(model: Model, ctx: Context) -> int:
 def _sketch(item: Constant) -> Hashable:
     """What is quick to compare: only constants with equal sketches are read as a whole."""
     weight = item.weight
-    head = bytes(next(iter(weight.chunks()), b"")[:_SKETCHED_BYTES]) if weight.nbytes > _SKETCHED_BYTES else b""
+    head = weight.head(_SKETCHED_BYTES) if weight.nbytes > _SKETCHED_BYTES else b""
     return weight.data_type, weight.shape, head
 
 

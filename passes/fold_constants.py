@@ -24,7 +24,7 @@ from onnxcomp.passes.duplicates import RANDOM
 from onnxcomp.passes.fold_shapes import fold_shapes
 from onnxcomp.passes.site import Site
 from onnxcomp.runtime import open_session
-from onnxcomp.shapes import ValueType, infer
+from onnxcomp.shapes import ValueType
 
 __all__ = ["FoldConstants"]
 
@@ -55,7 +55,7 @@ class FoldConstants(Pass):
         counts = {"nodes": 0, "shapes": 0, "branches": 0}
         sort(model)
         for _ in range(_MAX_ROUNDS):
-            shapes = infer(model)
+            shapes = ctx.shapes(model)
             sites = [Site(model, scope, shapes, opset) for scope, opset in model.versions()]
             imports = _imports(model)
             step = {

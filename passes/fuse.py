@@ -23,11 +23,11 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
-from onnxcomp.linear import Linear, linear, output_rank, per_channel
+from onnxcomp.linear import LINEAR_OPS, Linear, linear, output_rank, per_channel
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.pairs import absorb_output, fuse_padding, matmul_to_gemm, relu_into_clip
-from onnxcomp.shapes import Shapes, infer
+from onnxcomp.shapes import Shapes
 
 __all__ = ["Fuse"]
 
@@ -46,10 +46,11 @@ class Fuse(Pass):
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0, "clip": 0}
-        shapes = infer(model)  # what follows changes weights, not values
+        _lift_constants(model)
+        shapes = ctx.shapes(model)  # what follows changes weights, not values
         for _ in range(_MAX_ROUNDS):
             step = dict.fromkeys(counts, 0)
-            for scope in list(model.graph.scopes()):
+            for scope in [scope for scope, opset in model.versions() if opset == model.opset]:
                 step["after"] += _fuse_following(model, scope, shapes, ctx)
                 step["before"] += _fuse_preceding(model, scope, shapes, ctx)
                 step["padding"] += fuse_padding(model, scope, ctx)
@@ -62,6 +63,22 @@ class Fuse(Pass):
             sort(model)
             remove_dead(model, ctx)
         return {key: count for key, count in counts.items() if count}
+
+
+def _lift_constants(model: Model) -> None:
+    """Constant nodes beside weighted operators of functions become initializers; the file gets Constant nodes again."""
+    for body in [function.body for function in model.functions]:
+        if not any(node.kind in LINEAR_OPS for node in body.nodes):
+            continue
+        lifted = []
+        for node in body.nodes:
+            weight = model.weight(node.outputs[0]) if node.kind == "Constant" else None
+            if weight is not None and not any(o is node.outputs[0] for o in body.outputs):
+                constant = Constant(node.outputs[0].name, weight)
+                body.initializers.append(constant)
+                model.redirect(node.outputs[0], constant)
+                lifted.append(node)
+        body.remove(lifted)
 
 
 # --- y = s x + t -----------------------------------------------------------------------------------------------
@@ -78,6 +95,8 @@ class _Affine:
 
 def _affine(model: Model, node: Node, rank: int | None, axis: int, channels: int) -> _Affine | str | None:
     """The node as an affine map of one operand; a reason where it nearly is one; None where it is something else."""
+    if not node.plain:
+        return None
     if node.kind == "BatchNormalization":
         # Its channels are those of axis 1, whatever the weighted operator's are.
         return _batch_norm(model, node, channels) if rank is not None and axis == 1 - rank else None

@@ -23,7 +23,6 @@ from onnxcomp.graph import Constant, Model, Node, Variable, producer
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.site import Site
-from onnxcomp.shapes import infer
 
 __all__ = ["FuseAttention"]
 
@@ -48,7 +47,7 @@ class FuseAttention(Pass):
         if ctx.target == "tensorrt":
             ctx.refuse("attention", "TensorRT does not know the operator MultiHeadAttention of ONNX Runtime")
             return {}
-        shapes, fused = infer(model), 0
+        shapes, fused = ctx.shapes(model), 0
         for scope, found in softmaxes:
             site, home = Site(model, scope, shapes, model.opset), set(scope.nodes)
             for softmax in found:

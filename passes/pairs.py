@@ -29,8 +29,8 @@ def fuse_padding(model: Model, scope: Graph, ctx: Context) -> int:
     """A Pad with zeros at the sides of the picture becomes part of the Conv behind it."""
     outputs, home, gone = set(scope.outputs), set(scope.nodes), set()
     for node in scope.nodes:
-        pad = producer(node.inputs[0]) if node.kind == "Conv" else None
-        if pad is None or pad not in home or pad.kind != "Pad":
+        pad = producer(node.inputs[0]) if node.kind == "Conv" and node.plain else None
+        if pad is None or pad not in home or pad.kind != "Pad" or not pad.plain:
             continue
         if pad.outputs[0] in outputs or len(pad.outputs[0].outputs) != 1:
             continue

@@ -217,3 +217,27 @@ def test_axes_are_found_as_attributes_and_as_inputs(opset):
     Cleanup().run(model, Context())
 
     assert [n.op for n in model.graph.nodes] == ["Exp", "Log"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "outputs"),
+    [
+        ("y, i = MaxPool<kernel_shape=[2, 2]>(x)", ["y"]),
+        ("a, b, c = LSTM<hidden_size=2>(s, w, w) y = Neg(b)", ["", "b"]),
+        ("a, b, c = LSTM<hidden_size=2>(s, w, w) y = Neg(c)", ["", "", "c"]),
+        ("y, m, v = BatchNormalization<training_mode=1>(x, k, k, k, k)", ["y", "m", "v"]),
+        ("y, i = TopK(x, k)", ["y", "i"]),
+        ("y, z = Split(x)", ["y", "z"]),
+    ],
+)
+def test_optional_outputs_that_nobody_reads_lose_their_names(nodes, outputs):
+    header = "g (float[1,2,4,4] x, float[1,1,1] s, float[1,8,2] w, float[2] k) => (float[A,B,C,D] y)"
+
+    assert list(cleaned(f"{header} {{ {nodes} }}").graph.node[0].output) == outputs
+
+
+def test_optional_outputs_before_opset_14_say_whether_a_batch_normalization_trains():
+    header = "g (float[1,2,4,4] x, float[2] k) => (float[1,2,4,4] y)"
+    proto = cleaned(f"{header} {{ y, m, v = BatchNormalization(x, k, k, k, k) }}", opset=9)
+
+    assert list(proto.graph.node[0].output) == ["y", "m", "v"]

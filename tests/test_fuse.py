@@ -189,3 +189,22 @@ def test_the_interface_and_other_outputs_of_a_fused_node_stay():
 
     assert after.graph.output == proto.graph.output
     assert after.graph.input == proto.graph.input
+
+
+def test_weights_inside_of_functions_are_fused():
+    def constant(name, values):
+        return onnx.helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values, name))
+
+    parameters = dict(statistics(4), w=floats(4, 4, 3, 3))
+    nodes = [constant(name, values) for name, values in parameters.items()]
+    nodes.append(onnx.helper.make_node("Conv", ["x", "w"], ["c"]))
+    nodes.append(onnx.helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["y"]))
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("f", 1)]
+    proto = hostile.parse("g (float[1,4,8,8] x) => (float[1,4,4,4] y) { a = f.F(x) y = f.F(a) }")
+    proto.opset_import.append(opsets[1])
+    proto.functions.append(onnx.helper.make_function("f", "F", ["x"], ["y"], nodes, opsets[:1]))
+
+    after, _ = fused(proto)
+
+    assert sorted(n.op_type for n in after.functions[0].node) == ["Constant", "Constant", "Conv"]
+    assert_same_function(proto, after)

@@ -130,3 +130,12 @@ def test_options_of_a_record_are_plain_data() -> None:
 
     assert record["options"] == {"growth": 16384}
     assert record["refused"] == []
+
+
+def test_types_are_inferred_again_only_after_a_rewrite() -> None:
+    one, ctx = model(), Context()
+    first = ctx.shapes(one)
+    assert ctx.shapes(one) is first
+    assert ctx.allow("a rewrite")
+    assert ctx.shapes(one) is not first
+    assert ctx.shapes(model()) is not ctx.shapes(one)

@@ -11,7 +11,8 @@ import pytest
 
 from onnxcomp.errors import ModelError, UsageError
 from onnxcomp.graph import Model
-from onnxcomp.opset import _ADAPTERS, _WIDENED, NEWEST, upgrade
+from onnxcomp.opset import _WIDENED, NEWEST, upgrade
+from onnxcomp.opset_adapters import ADAPTERS
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import from_proto
 
@@ -406,7 +407,7 @@ def test_the_other_name_of_the_standard_domain_is_upgraded_too() -> None:
 
 def test_every_change_of_a_standard_operator_is_decided() -> None:
     known = {(op, version) for version, ops in _WIDENED.items() for op in ops}
-    assert not known & set(_ADAPTERS)
+    assert not known & set(ADAPTERS)
     changes = set()
     versions: dict[str, list[int]] = {}
     for schema in onnx.defs.get_all_schemas_with_history():
@@ -414,8 +415,8 @@ def test_every_change_of_a_standard_operator_is_decided() -> None:
             versions.setdefault(schema.name, []).append(schema.since_version)
     for op, found in versions.items():
         changes.update((op, v) for v in sorted(found)[1:] if v <= NEWEST)
-    assert changes - known - set(_ADAPTERS) == UNDECIDED
-    assert not (known | set(_ADAPTERS)) - {(op, v) for op, found in versions.items() for v in found}
+    assert changes - known - set(ADAPTERS) == UNDECIDED
+    assert not (known | set(ADAPTERS)) - {(op, v) for op, found in versions.items() for v in found}
 
 
 def packaged() -> list[str]:

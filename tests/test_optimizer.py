@@ -51,7 +51,7 @@ def test_no_float_convolution_is_left_among_the_kernels_that_ran(report: onnxcom
 def test_the_report_describes_the_file_that_was_written(report: onnxcomp.Report) -> None:
     assert report.path.stat().st_size == report.optimized["file_bytes"]
     assert io.sha256(report.path) == report.optimized["sha256"]
-    assert json.loads(json.dumps(report.to_json()))["passes"][-2]["name"] == "quantize"
+    assert "quantize" in [p["name"] for p in json.loads(json.dumps(report.to_json()))["passes"]]
 
 
 def test_metadata_and_interface_of_the_original_survive(report: onnxcomp.Report) -> None:

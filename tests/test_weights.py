@@ -87,3 +87,10 @@ def test_a_message_comes_back_field_by_field() -> None:
     assert Weight.from_proto(proto).to_proto("w") == proto
     assert Weight.from_proto(proto).to_proto("v").name == "v"
     assert proto.name == "w"
+
+
+def test_the_head_of_a_weight_is_that_of_its_bytes() -> None:
+    array = np.arange(9, dtype=np.uint8)
+    for weight in (Weight.from_array(array), Weight.from_proto(numpy_helper.from_array(array))):
+        assert weight.head(4) == bytes(range(4))
+        assert weight.head(100) == bytes(range(9))
