@@ -14,6 +14,8 @@ __all__ = ["cards", "verdict"]
 Data = Mapping[str, Any]
 
 _TONES = {"equivalent": "good", "within budget": "good", "inconclusive": "warn", "failed": "bad"}
+_MADE_UP = "unverified on real data"
+_SEEN = 1.005  # times as large: below, two sizes read the same
 
 
 def cards(data: Data) -> list[dict[str, Any]]:
@@ -46,10 +48,12 @@ def verdict(data: Data, room: Room) -> dict[str, Any]:
 def _size_card(data: Data) -> dict[str, Any]:
     before, after = data["original"]["file_bytes"], data["optimized"]["file_bytes"]
     value, tone = "Same size", "same"
-    if after and before > after:
+    if after and before >= _SEEN * after:
         value, tone = f"{times(before / after)} smaller", "good"
-    elif before and after > before:
+    elif before and after >= _SEEN * before:
         value, tone = f"{times(after / before)} larger", "bad"
+    if data["verification"] is not None and data["verification"]["verdict"] == "failed":
+        tone = "same"  # of a model that does not work
     return {
         "label": "Size",
         "value": value,
@@ -96,7 +100,7 @@ def _quality_card(data: Data) -> dict[str, Any]:
     if found is None:
         return {**card, "value": "Not verified", "headline": "not verified", "tone": "warn"}
     tone = _TONES.get(found["verdict"], "warn")
-    where = f"{count(found['samples'])} samples"
+    where = f"{count(found['samples'])} {'samples' if found['verdict'] != _MADE_UP else 'made-up inputs'}"
     kind, drop = found.get("metric"), found["drop"]
     if kind is None or drop is None:
         return {**card, "value": found["verdict"].capitalize(), "tone": tone, "detail": where}
@@ -108,7 +112,8 @@ def _quality_card(data: Data) -> dict[str, Any]:
             card["headline"] = f"{abs(100 * drop):.2f} points of accuracy {word}"
             card["detail"] = f"accuracy {percent(before)} → {percent(after)} on {where}"
         else:
-            value = card["headline"] = f"{percent(after)} same decisions"
+            value = f"{percent(after)} same decisions"
+            card["headline"] = f"{value} on {where}" if found["verdict"] == _MADE_UP else value
             card["detail"] = f"top-1 class as in the original, on {where}"
         card["interval"] = "" if ci is None else f"95 % interval of the drop: {interval(ci, 100)} points"
     elif kind == "custom":

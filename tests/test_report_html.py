@@ -26,6 +26,7 @@ import onnxcomp
 from onnxcomp import job
 from onnxcomp.errors import RejectedError, UsageError, VerificationError
 from onnxcomp.html_report import read_report, render
+from onnxcomp.html_verdict import cards
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "models"
@@ -96,7 +97,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         calib=MODELS / "data" / "digits_resnet.calib.npz",
         eval=MODELS / "data" / "digits_resnet.eval.npz",
         samples=40,
-        passes="cleanup,fuse,quantize:rounding=nearest:bias-correction=no",
+        passes="cleanup,fuse,quantize:ranges=minmax:rounding=nearest:bias-correction=no:islands=no",
         json=place / "run.json",
         report=place / "run.html",
         bench_seconds=0.2,
@@ -252,6 +253,60 @@ def test_without_verification_and_benchmark_the_page_says_so(data):
     assert "<p class=\"badge\">Not verified</p>" in text
 
 
+def _cards(data: dict[str, Any], **changes: Any) -> dict[str, dict[str, Any]]:
+    for path, value in changes.items():
+        part, _, key = path.partition("__")
+        data[part][key] = value
+    return {card["label"]: card for card in cards(data)}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words", "tone"),
+    [
+        (4000, 1000, "4.00× smaller", "good"),
+        (1000, 1500, "1.50× larger", "bad"),
+        (1000, 999, "Same size", "same"),
+        (1000, 1000, "Same size", "same"),
+    ],
+)
+def test_size_in_words(data, before, after, words, tone):
+    card = _cards(data, original__file_bytes=before, optimized__file_bytes=after)["Size"]
+
+    assert (card["value"], card["tone"]) == (words, tone)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "speedup", "words", "tone"),
+    [
+        ("faster", 2.0, "2.00× faster", "good"),
+        ("slower", 0.5, "2.00× slower", "bad"),
+        ("no measurable difference", 1.2, "No measurable difference", "same"),
+    ],
+)
+def test_speed_in_words(data, verdict, speedup, words, tone):
+    card = _cards(data, benchmark__verdict=verdict, benchmark__speedup=speedup)["Speed"]
+
+    assert (card["value"], card["tone"]) == (words, tone)
+
+
+@pytest.mark.parametrize(
+    ("kind", "drop", "words"),
+    [
+        ("accuracy", 0.0125, "−1.25 points"),
+        ("accuracy", -0.005, "+0.50 points"),
+        ("accuracy", 0.0, "0.00 points"),
+        ("agreement", 0.01, "99.00 % same decisions"),
+        ("sqnr", 0.0001, "40.0 dB SQNR"),
+        ("sqnr", 0.0, "No difference"),
+        ("custom", 0.2, "0.200 lost"),
+    ],
+)
+def test_quality_in_words(data, kind, drop, words):
+    changes = {"verification__metric": kind, "verification__drop": drop, "verification__optimized": 0.99}
+
+    assert _cards(data, **changes)["Quality"]["value"] == words
+
+
 # --- hostile input ----------------------------------------------------------------------------------------------
 
 
@@ -269,7 +324,7 @@ def test_hostile_names_become_text(hostile):
     assert "".join(page.texts["script"]) == _resource("report.js")
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.text(st.characters(codec=None, categories=None), max_size=40), st.floats(allow_nan=False))
 def test_any_text_and_any_number_gives_a_well_formed_page(folder, text, value):
     data = json.loads((folder / "run.json").read_text())
@@ -293,7 +348,7 @@ def test_a_page_of_a_huge_model_stays_below_two_megabytes(data):
     layer = data["layers"][0]
     data["layers"] = [{**layer, "name": f"layer {i} " + "n" * 5000} for i in range(1000)]
     refused = [{"where": f"{i} " + "w" * 200, "reason": f"{i % 40} " + "r" * 700} for i in range(4000)]
-    data["passes"] = [{**data["passes"][0], "refused": refused, "details": {"t": refused, "o": [*NASTY]}}] * 60
+    data["passes"] = [{**data["passes"][0], "refused": refused, "details": {"t": refused, "o": [*NASTY]}}] * 20
     (metric,) = data["verification"]["metrics"].values()
     data["verification"]["metrics"] = {f"output {i}": metric for i in range(2000)}
     data["notes"] = ["note " * 1000] * 5000
