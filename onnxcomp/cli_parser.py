@@ -159,6 +159,7 @@ def _add_bisect(parser: argparse.ArgumentParser) -> None:
     add("--eval", metavar="DATA", help="data to compare on (default: a fifth of --calib, or made up from the graph)")
     add("--preprocess", metavar="SPEC", help="how pictures become arrays: imagenet, or a TOML file")
     add("--max-drop", metavar="SHARE", help="quality that a lossy pass may cost (default: 1%%)")
+    add("--metric", metavar="FUNCTION", help="package.module:function(outputs, labels) -> float, higher is better")
     add(
         "--tolerance",
         metavar="ERROR",
