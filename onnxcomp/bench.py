@@ -101,23 +101,30 @@ def benchmark(
         )
         found = measure(job, seconds, rounds)
         sizes = [_file_bytes(path) for path, _ in files]
-    *compared, control = found.compared
-    timings = [_timing(found, 0, files[0][1], sizes[0], None, "baseline")]
-    for i, ratio in enumerate(compared, 1):
-        timings.append(_timing(found, i, files[i][1], sizes[i], ratio, verdict(ratio, control.bound)))
     return Benchmark(
         provider=short_name(name),
         threads=threads,
-        models=tuple(timings),
-        control=control.speedup,
-        control_ci=control.ci,
-        noise_floor=float(np.expm1(control.bound)),
         rounds=len(found.rounds),
         seconds=perf_counter() - begin,
         streams=streams,
         batch=batch,
         shapes={key: list(np.shape(value)) for key, value in feeds[0].items()},
+        **_verdicts(found, [label for _, label in files], sizes),
     )
+
+
+def _verdicts(found: Measured, labels: Sequence[str], sizes: Sequence[int]) -> dict[str, Any]:
+    """The fields of a Benchmark that compare: models, control, control_ci, noise_floor."""
+    *compared, control = found.compared
+    timings = [_timing(found, 0, labels[0], sizes[0], None, "baseline")]
+    for i, ratio in enumerate(compared, 1):
+        timings.append(_timing(found, i, labels[i], sizes[i], ratio, verdict(ratio, control.bound)))
+    return {
+        "models": tuple(timings),
+        "control": control.speedup,
+        "control_ci": control.ci,
+        "noise_floor": float(np.expm1(control.bound)),
+    }
 
 
 def _timing(
