@@ -115,10 +115,15 @@ def observe(
             flat = _flat(site, values[task.shortcut.name])
             y = y - flat[pick(len(flat), rows, np.random.default_rng([seed, number]))]
         y = y.reshape(len(y), groups, -1).transpose(1, 0, 2)
-        parts[number % _EVERY == _EVERY - 1].add(x, y)
+        parts[number % _EVERY == _EVERY - 1].add(_wide(x), _wide(y))
     if not parts[1].rows:  # too few batches to keep one out
         return parts[0], parts[0]
     return parts[0], parts[1]
+
+
+def _wide(values: Array) -> Array:
+    """Products of half precision would overflow."""
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _flat(site: Site, y: Array) -> Array:

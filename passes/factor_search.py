@@ -33,6 +33,7 @@ Array = npt.NDArray[Any]
 _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of an operator's cost, at which ranks are tried
 _COMPARED = 0.5  # share of the cost at which schemes are compared
 _FASTER = 0.95  # share of the time below which a pair counts as faster
+_GAIN = 0.98  # share of the model's time below which it counts as faster
 _PROBED, _JUDGED = 128, 512  # held-out samples that single operators and whole candidates are judged on
 _STEPS = tuple(s / 20 for s in range(1, 21))  # shares of what can be saved, tried for a drop
 
@@ -82,6 +83,10 @@ class Search:
         time = None
         if self.options.goal == "latency":
             time = dim_grid.time_ratio(self.model, best.model, self.feeds, threads=self.ctx.threads)
+            if self.options.searching and time > _GAIN:
+                self.ctx.refuse("the model", f"with all pairs it takes {time:.2f} of the time on this machine: no gain")
+                del self.ctx.rewrites[-len(chosen) :]
+                return {"factorized": 0, "reason": "the pairs are faster alone, the model is not"}
         before = self._costs(self.model)
         self.model.become(best.model)
         after = self._costs(self.model)
@@ -91,6 +96,9 @@ class Search:
             "params": round(after[1] / max(before[1], 1), 4),
             "layers": [_row(c) for c in chosen],
         }
+        for kind in ("macs", "params"):
+            if details[kind] > (getattr(self.options, kind) or 1.0):
+                self.ctx.refuse("the model", f"{details[kind]:.3f} of its {kind} stay, as no other split gains here")
         if time is not None:
             details["time"] = round(time, 3)
         if best.score is not None:
@@ -108,7 +116,7 @@ class Search:
         if options.ratio is not None:
             return self._built([choices[0] for choices in found])
         curves = [self._curve(choices) for choices in found]
-        if options.macs is None and options.params is None:
+        if options.searching:
             return self._furthest(found, curves)
         total = self._costs(self.model)[0 if options.params is None else 1]
         share = (1 - float(options.params if options.macs is None else options.macs)) * total  # type: ignore[arg-type]

@@ -55,6 +55,11 @@ class Factorize(Pass):
                 raise UsageError(f"option {name!r} of pass 'factorize' must be a share from 0 to 1")
 
     @property
+    def searching(self) -> bool:
+        """Whether the drop decides how much goes."""
+        return self.ratio is None and self.macs is None and self.params is None
+
+    @property
     def needs_data(self) -> bool:
         return True
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_search import Search
 
@@ -99,4 +100,6 @@ class PruneWeights(Pass):
                 "pass 'prune-weights' finds out with calibration data how much may go; give them with --calib, or give "
                 "a budget such as prune-weights:ratio=0.5"
             )
-        return Search(model, self, ctx).run()
+        details = Search(model, self, ctx).run()
+        remove_dead(model, Context())  # the biases that corrected ones replaced
+        return details

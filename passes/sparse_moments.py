@@ -11,6 +11,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.calibration.runner import observe
+from onnxcomp.errors import DataError
 from onnxcomp.graph import Model
 from onnxcomp.passes.sparse_operands import Operand, Source
 
@@ -31,7 +32,10 @@ def collect_moments(
     seed: int,
     progress: Callable[[float, str], None] | None = None,
 ) -> dict[str, list[Gram]]:
-    """Second moments of the inputs of operands, one per source, by key; small ones first as far as the memory goes."""
+    """Second moments of the inputs of operands, one per source, by key; small ones first as far as the memory goes.
+
+    Raises DataError if the data do not fit the model or an activation is not finite.
+    """
     found: dict[str, list[Gram]] = {}
     readers: dict[str, list[tuple[Source, Gram]]] = {}
     left = memory
@@ -48,12 +52,18 @@ def collect_moments(
     rng = np.random.default_rng(seed)
 
     def take(name: str, value: Array) -> None:
+        value = value.astype(np.float32) if value.dtype == np.float16 else value
         for source, gram in readers[name] if value.size else ():  # empty: a branch that was not taken
             length = gram.totals.shape[1]
             gram.add(source.rows(value, max(64, min(_ROWS_PER_ENTRY * length, _MOST_ROWS) // batches), rng))
 
     if readers:
         observe(model, data, list(readers), take, threads=threads, memory=memory, progress=progress)
+    for name, pairs in readers.items():
+        if not all(np.isfinite(gram.totals).all() for _, gram in pairs):
+            raise DataError(
+                f"the activation {name!r} is not finite on the calibration data {data.source}; check the preprocessing"
+            )
     return {key: grams for key, grams in found.items() if all(g.rows for g in grams)}
 
 

@@ -104,7 +104,7 @@ def _is_weight(tensor: Any) -> bool:
         return False
     readers = [n for n in tensor.outputs if n.op in _WEIGHTED and not n.domain]
     first = any(tensor in n.inputs[:3] for n in readers if n.op in _RECURRENT)
-    return len(tensor.shape) >= 2 and (first or any(tensor in n.inputs[:2] for n in readers))
+    return len(tensor.shape) >= 2 and tensor.weight.size > 0 and (first or any(tensor in n.inputs[:2] for n in readers))
 
 
 def _layout(site: Site) -> tuple[Any, ...]:

@@ -122,7 +122,11 @@ class Pattern:
 
 def _largest(scores: Array, count: int) -> Array:
     """True for the `count` largest entries; the first of equal ones."""
-    mask = np.zeros(scores.size, bool)
-    if count > 0:
-        mask[np.argsort(-scores.reshape(-1), kind="stable")[:count]] = True
+    flat = scores.reshape(-1)
+    if count <= 0 or count >= flat.size:
+        return np.full(scores.shape, count > 0)
+    least = np.partition(flat, flat.size - count)[flat.size - count]
+    mask = np.asarray(flat > least)
+    equal = np.flatnonzero(flat == least)
+    mask[equal[: count - np.count_nonzero(mask)]] = True
     return mask.reshape(scores.shape)

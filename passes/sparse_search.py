@@ -32,6 +32,7 @@ __all__ = ["Search"]
 Array = npt.NDArray[Any]
 _PROBED, _JUDGED = 128, 512  # held-out samples that single weights and whole candidates are judged on
 _PROBES = (0.3, 0.5, 0.8, 0.9)  # sparsities at which a weight is measured alone
+_MOST_WORK = 4e8  # multiplications of a step of admm for all weights, about 20 ms
 _SHARES = tuple(s / 100 for s in range(10, 100, 5))  # zeros in all, tried for a drop
 
 
@@ -159,7 +160,7 @@ class Search:
 
     def _curve(self, operand: Operand, levels: Sequence[float]) -> Curve:
         """Errors of the operator alone, scaled to the noise that they put on the model's outputs."""
-        solved = [self._solved(operand, Recipe(s, self.pattern, self.method)) for s in levels]
+        solved = [self._solved(operand, Recipe(s, self.pattern, self._quick)) for s in levels]
         curve = Curve.through(operand.key, operand.size, levels, [error for _, error in solved])
         if self.probing is None:
             return curve
@@ -173,6 +174,12 @@ class Search:
             noise = 10 ** (-self.probing.score(copy)[0] / 10)
             factors.append(min(noise, 1e6) / max(error, 1e-12))
         return curve.scaled(probes, factors)
+
+    @cached_property
+    def _quick(self) -> Method:
+        """The method of the curves: the one of the masks, unless that would take minutes for the sake of shares."""
+        work = sum(groups * length**2 * outputs for groups, length, outputs in (o.shape for o in self.operands))
+        return "wanda" if self.method in ("obs", "admm") and work > _MOST_WORK else self.method
 
     @cached_property
     def probing(self) -> Judge | None:

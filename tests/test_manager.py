@@ -78,6 +78,13 @@ def test_a_bad_pipeline_says_what_would_be_right(text: str, message: str) -> Non
         Pipeline.parse(text)
 
 
+def test_a_value_may_hold_a_colon_before_a_number() -> None:
+    text = "prune-weights:ratio=0.5:pattern=2:4:skip=head"
+    (one,) = Pipeline.parse(text).passes
+    assert one.options()["pattern"] == "2:4"
+    assert str(one) == text
+
+
 def test_rewrites_are_counted_and_named() -> None:
     context = Context()
 

@@ -206,6 +206,15 @@ def test_without_data_and_budget_it_says_what_to_give() -> None:
         run(network(), "prune-weights")
 
 
+def test_replaced_biases_do_not_stay_in_the_file() -> None:
+    model = network()
+    pruned, _ = run(model, "prune-weights:ratio=0.5:allocation=uniform:method=wanda", images())
+
+    with_new_bias = 16  # the Conv that had none
+    sizes = [sum(i.weight.size for i in m.graph.initializers) for m in (model, pruned)]
+    assert sizes[1] == sizes[0] + with_new_bias
+
+
 def test_the_account_counts_what_is_there() -> None:
     pruned, record = run(network(), "prune-weights:ratio=0.6:allocation=uniform", images())
 

@@ -1,0 +1,43 @@
+"""Second-order rounding of weights that were made sparse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxcomp.calibration.gram import Gram
+from onnxcomp.graph import Constant, Node
+from onnxcomp.linear import Linear
+from onnxcomp.passes.qdq import quantize_weight
+from onnxcomp.passes.rounding import round_with
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_pruned_weight_keeps_code_zero(share: float) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(12, 40)).astype(np.float32)
+    pruned = rng.random(weight.shape) < share
+    weight[pruned] = 0
+    x = rng.normal(size=(1, 500, 40)) @ (np.eye(40) + 0.9 * np.eye(40, k=1))
+    gram = Gram.empty(1, 40)
+    gram.add(x)
+    view = Linear(Node("Gemm", attrs={"transB": 1}), Constant("w", weight), None)
+
+    nearest = quantize_weight(view, 7)
+    rounded, _ = round_with(view, nearest, gram, limit=7)
+
+    assert not rounded.codes[pruned].any()
+    assert (rounded.codes != nearest.codes).any()
+
+
+def test_a_dense_weight_may_use_every_code() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(12, 40)).astype(np.float32)
+    weight[:, 0] = 0  # a few zeros are chance
+    gram = Gram.empty(1, 40)
+    gram.add(rng.normal(size=(1, 500, 40)) @ (np.eye(40) + 0.9 * np.eye(40, k=1)))
+    view = Linear(Node("Gemm", attrs={"transB": 1}), Constant("w", weight), None)
+
+    rounded, _ = round_with(view, quantize_weight(view, 7), gram, limit=7)
+
+    assert rounded.codes[:, 0].any()
