@@ -22,7 +22,7 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
 
-__all__ = ["as_rows", "from_rows", "round_with"]
+__all__ = ["as_rows", "best_codes", "from_rows", "round_with"]
 
 Array = npt.NDArray[Any]
 _DAMPING = 0.01  # of the mean diagonal: keeps columns that were hardly seen from running away
@@ -44,11 +44,18 @@ def from_rows(view: Linear, rows: Array) -> Array:
 
 
 def round_with(
-    view: Linear, nearest: QuantizedWeight, gram: Gram, *, centered: bool = True, limit: int = 127
+    view: Linear,
+    nearest: QuantizedWeight,
+    gram: Gram,
+    *,
+    centered: bool = True,
+    limit: int = 127,
+    noise: float = 0.0,
 ) -> tuple[QuantizedWeight, Array]:
     """Codes that keep the output of the operator close, and the change of the bias (float64 [outputs]) that goes with
     them. `nearest` gives the scales. Without a bias to put the mean into (`centered` false) the full second moment
-    counts, and the change is of no use.
+    counts, and the change is of no use. `noise` is the variance that rounding adds to each input: the weight to come
+    close to is then the one that is best behind it, W C (C + noise I)^-1 (ridge regression).
     """
     w = as_rows(view, view.weight.values.astype(np.float64) * view.alpha)
     groups, outputs, _ = w.shape
@@ -56,15 +63,21 @@ def round_with(
     covariance, mean = gram.covariance if centered else gram.products / max(gram.rows, 1), gram.mean
     codes = np.empty(w.shape)
     for g in range(groups):
-        start = np.clip(np.rint(w[g] / scales[g]), -limit, limit)
-        codes[g] = _best(w[g], scales[g], covariance[g], start, limit)
+        noisy = covariance[g] + noise * np.eye(len(covariance[g]))
+        target = np.linalg.solve(noisy, covariance[g] @ w[g].T).T if noise > 0 else w[g]
+        start = np.clip(np.rint(target / scales[g]), -limit, limit)
+        codes[g] = best_codes(target, scales[g], noisy, start, limit)
     shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
 
 
-def _best(w: Array, scale: Array, covariance: Array, nearest: Array, limit: int) -> Array:
-    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent."""
+def best_codes(w: Array, scale: Array, covariance: Array, nearest: Array, limit: int) -> Array:
+    """Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
+
+    `w` and `nearest` are [outputs, K], `scale` is [outputs, 1] or [outputs, K], the result are codes [outputs, K].
+    """
+    scale = np.broadcast_to(scale, w.shape)
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
     compensated = _compensate(w, scale, damped, limit)
     start = nearest if compensated is None else compensated
@@ -84,8 +97,8 @@ def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array 
         errors = np.empty((w.shape[0], end - begin))
         for j in range(end - 1, begin - 1, -1):
             target = w[:, j] + pull[:, j] / factor[j, j]
-            codes[:, j] = np.clip(np.rint(target / scale[:, 0]), -limit, limit)
-            errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, 0]
+            codes[:, j] = np.clip(np.rint(target / scale[:, j]), -limit, limit)
+            errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, j]
             pull[:, begin:j] += np.outer(errors[:, j - begin], factor[j, begin:j])
         pull[:, :begin] += errors @ factor[begin:end, :begin]
     return codes
@@ -94,12 +107,11 @@ def _compensate(w: Array, scale: Array, covariance: Array, limit: int) -> Array 
 def _descend(w: Array, scale: Array, covariance: Array, codes: Array, limit: int) -> Array:
     """Move single codes by one step while that lowers the error; all rows at once, column by column."""
     codes = codes.copy()
-    step = scale[:, 0]
     gradient = (codes * scale - w) @ covariance
     for _ in range(_SWEEPS):
         moved = False
         for j in range(w.shape[1]):
-            direction = -np.sign(gradient[:, j])
+            direction, step = -np.sign(gradient[:, j]), scale[:, j]
             gain = 2 * direction * step * gradient[:, j] + np.square(step) * covariance[j, j]
             target = codes[:, j] + direction
             go = (gain < 0) & (np.abs(target) <= limit)

@@ -295,3 +295,25 @@ def test_a_bias_too_large_for_its_scale_does_not_overflow() -> None:
     result, _, _ = quantized(model, IMAGES, "quantize:islands=false")
 
     assert sqnr(model, result, IMAGES) > 25
+
+
+def test_weights_behind_noisy_inputs_shrink_along_directions_that_hold_little() -> None:
+    from onnxcomp.calibration.gram import Gram
+    from onnxcomp.linear import linear
+    from onnxcomp.passes.qdq import quantize_weight
+    from onnxcomp.passes.rounding import round_with
+
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w1) }""",
+        w1=np.float32([[1.0], [1.0]]),
+    )
+    view = linear(model, model.graph.nodes[0])
+    assert view is not None
+    gram = Gram.empty(1, 2)
+    gram.add(RNG.standard_normal((1, 5000, 2)) * np.array([1.0, 0.1]))
+
+    result, _ = round_with(view, quantize_weight(view), gram, centered=False, noise=0.01)
+
+    # W C (C + noise I)^-1 = [1 / 1.01, 0.01 / 0.02]
+    np.testing.assert_allclose(result.dequantized()[:, 0], [0.99, 0.5], atol=0.03)
