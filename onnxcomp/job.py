@@ -29,6 +29,7 @@ __all__ = ["Job"]
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
 _GAIN = 1.03  # times as fast as float that 8-bit arithmetic has to be, if the choice is ours
+_WORTH_DYNAMIC = 1 << 16  # weights of products and LSTMs from which dynamic int8 is tried
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
@@ -176,6 +177,14 @@ class Job:
             self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
 
+    def try_dynamic(self) -> None:
+        """Let large products and LSTMs that are still float quantize their inputs in each run, if that is faster."""
+        o = self.options
+        if o.passes is not None or o.goal == "size" or o.target != "cpu" or self.samples.calibration is None:
+            return
+        if _dynamic_weights(self.model) >= _WORTH_DYNAMIC and o.bench_seconds > 0:
+            self._keep_if_progress({"mode": "dynamic"}, "dynamic int8", least=_GAIN)
+
     def shrink_weights(self) -> None:
         """Store the weights that are still float as int8, if the passes were left to us: a smaller file, the same
         arithmetic.
@@ -185,13 +194,19 @@ class Job:
             return
         if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
             return
+        self._keep_if_progress({"mode": "weights"}, "weights as int8")
+
+    def _keep_if_progress(self, options: dict[str, str], what: str, least: float = 0.0) -> None:
+        """Run `quantize` with `options`, and take it back if it is no progress; `least` as for `_no_progress`."""
         before, verified, timed = self.model.copy(), self._verified, self._timed
-        record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
+        float_model = self.float_model
+        record = self._run_pass(load_pass("quantize").parse(options), what)
         if record.reverted is None and record.rewrites:
-            reason = self._no_progress(before, self.model)
+            reason = self._no_progress(before, self.model, least)
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
+                self.float_model = float_model
 
     def _no_progress(self, old: Model, new: Model, least: float = 0.0) -> str | None:
         """Why `new` is no progress over `old`: slower, less than `least` times as fast, or larger and not faster.
@@ -315,6 +330,13 @@ def _constants(model: Model) -> list[Constant]:
 
 def _float_bytes(model: Model) -> int:
     return sum(c.weight.nbytes for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
+
+
+def _dynamic_weights(model: Model) -> int:
+    """Float weights of products and LSTMs, which dynamic int8 could take."""
+    readers = ("MatMul", "Gemm", "LSTM")
+    found = (c for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
+    return sum(c.weight.size for c in found if any(n.op in readers for n in c.outputs))
 
 
 def _all_bytes(model: Model) -> int:

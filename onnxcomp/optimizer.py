@@ -52,6 +52,7 @@ def optimize(
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
+    job.try_dynamic()
     job.shrink_weights()
     verification = job.verify_result()
     measured = job.measure()
