@@ -173,7 +173,7 @@ class Job:
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
-            what = "16-bit" if self.options.target == "cuda" else "8-bit"
+            what = "16-bit" if self.options.target == "cuda" else "static 8-bit"
             self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
 

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.calibration.split import limited, parts
 from onnxcomp.errors import UsageError
-from onnxcomp.graph import Model
+from onnxcomp.graph import Constant, Model
 from onnxcomp.linear import LINEAR_OPS
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.opset import upgrade
 from onnxcomp.passes import dynamic, weight_blocks
 from onnxcomp.passes.dead import remove_dead
+from onnxcomp.passes.fp16_rewrite import widened
 from onnxcomp.passes.judge import Judge
-from onnxcomp.passes.layout import LAYOUTS
+from onnxcomp.passes.layout import CPU, LAYOUTS
 from onnxcomp.passes.moments import observe_inputs
 from onnxcomp.passes.placement import place
 from onnxcomp.passes.quantize_search import Search
@@ -84,6 +87,9 @@ class Quantize(Pass):
         if layout is None:
             ctx.refuse(ctx.target, "its execution provider has no 8-bit kernels; the pass convert-fp16 speeds it up")
             return {"quantized": 0}
+        original = model
+        if layout is CPU and _has_half(model):
+            model = widened(model)  # the CPU provider computes float16 in float32 anyway, with conversions
         plan = layout.place(model, model.graph, infer(model), ctx, keep_float=self.skip, ops=self.ops)
         skip = set(self.skip)
         skip |= {u.key for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
@@ -96,7 +102,7 @@ class Quantize(Pass):
         if not any(u.view is not None for u in best.units):
             ctx.rewrites.clear()
             return {"quantized": 0, "reason": "8 bits cost more than the budget allows in every part of the model"}
-        model.become(best.model)
+        original.become(best.model)
         return search.account(best)
 
     def _weights(self, model: Model, ctx: Context) -> dict[str, Any]:
@@ -119,3 +125,8 @@ class Quantize(Pass):
             model, plan, limited(ctx.data, _SAMPLES), grams=True,
             threads=ctx.threads, memory=ctx.memory, seed=ctx.seed, progress=ctx.progress,
         ).grams  # fmt: skip
+
+
+def _has_half(model: Model) -> bool:
+    constants = (i for s in model.graph.scopes() for i in s.initializers if isinstance(i, Constant))
+    return any(c.dtype == np.float16 for c in constants)

@@ -317,3 +317,23 @@ def test_weights_behind_noisy_inputs_shrink_along_directions_that_hold_little() 
 
     # W C (C + noise I)^-1 = [1 / 1.01, 0.01 / 0.02]
     np.testing.assert_allclose(result.dequantized()[:, 0], [0.99, 0.5], atol=0.03)
+
+
+def test_a_half_precision_model_runs_in_8_bits_and_keeps_its_interface() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float16[N, 3, 8, 8] x) => (float16[N, 4, 8, 8] y) {
+          a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+          b = Relu (a)
+          y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+        }""",
+        w1=w(4, 3, 3, 3).astype(np.float16), w2=w(4, 4, 3, 3).astype(np.float16),
+    )  # fmt: skip
+    data = {"x": RNG.standard_normal((40, 3, 8, 8)).astype(np.float16)}
+
+    result, _, _ = quantized(model, data)
+
+    assert kernels(result, {"x": data["x"][:1]})["QLinearConv"] == 2
+    session = open_session(result)
+    assert [i.kind for i in (*session.inputs, *session.outputs)] == ["tensor(float16)"] * 2
+    assert sqnr(model, result, data) > 25
