@@ -45,10 +45,10 @@ class Quantize(Pass):
     activations are quantized in every run.
 
     `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
-    second-order or nearest; `bias_correction` and `islands` switch these steps; `island_cost` is the share of the
-    multiplications that may stay in float for accuracy; `latency` times groups of layers on this machine and leaves
-    those in float that are not faster in 8 bits (the default pipeline for the CPU does); `weight_bits` is 7 where
-    processors without int8 dot products would saturate (auto: if this one is such); `ops` are the operators to
+    second-order or nearest; `rescale`, `bias_correction` and `islands` switch these steps; `island_cost` is the share
+    of the multiplications that may stay in float for accuracy; `latency` times groups of layers on this machine and
+    leaves those in float that are not faster in 8 bits (the default pipeline for the CPU does); `weight_bits` is 7
+    where processors without int8 dot products would saturate (auto: if this one is such); `ops` are the operators to
     quantize, `skip` names nodes that stay in float.
     """
 
@@ -59,6 +59,7 @@ class Quantize(Pass):
     mode: Literal["static", "weights", "dynamic"] = "static"
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     rounding: Literal["second-order", "nearest"] = "second-order"
+    rescale: bool = True
     bias_correction: bool = True
     islands: bool = True
     island_cost: float = 0.02

@@ -92,8 +92,9 @@ def test_outputs_stay_close_on_unseen_samples() -> None:
 
 
 def test_second_order_rounding_and_bias_correction_do_not_lose_to_nearest() -> None:
-    _, _, best = quantized(residual(), IMAGES)
-    _, _, plain = quantized(residual(), IMAGES, "quantize:rounding=nearest:bias-correction=false:islands=false")
+    model = residual()
+    _, _, best = quantized(model, IMAGES)
+    _, _, plain = quantized(model, IMAGES, "quantize:rounding=nearest:bias-correction=false:islands=false")
 
     assert best.details["sqnr_db"] >= plain.details["sqnr_db"]
 
