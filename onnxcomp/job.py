@@ -34,6 +34,7 @@ __all__ = ["Job", "chosen_pipeline"]
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
 _LOSSLESS = "lossless passes"
+_WORTH_DYNAMIC = 1 << 16  # weights of products and LSTMs from which dynamic int8 is tried
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
@@ -197,9 +198,17 @@ class Job:
         if reason is not None:
             for i in self._lossy():
                 self.records[i] = replace(self.records[i], reverted=reason)
-            what = "16-bit" if self.options.target == "cuda" else "8-bit"
+            what = "16-bit" if self.options.target == "cuda" else "static 8-bit"
             self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
+
+    def try_dynamic(self) -> None:
+        """Let large products and LSTMs that are still float quantize their inputs in each run, if that is faster."""
+        o = self.options
+        if o.passes is not None or o.goal == "size" or o.target != "cpu" or self.samples.calibration is None:
+            return
+        if _dynamic_weights(self.model) >= _WORTH_DYNAMIC and o.bench_seconds > 0:
+            self._keep_if_progress({"mode": "dynamic"}, "dynamic int8", least=LEAST_GAIN)
 
     def shrink_weights(self) -> None:
         """Store the weights that are still float as int8, if the passes were left to us: a smaller file, the same
@@ -210,14 +219,22 @@ class Job:
             return
         if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
             return
+        self._keep_if_progress({"mode": "weights"}, "weights as int8")
+
+    def _keep_if_progress(self, options: dict[str, str], what: str, least: float = 0.0) -> None:
+        """Run `quantize` with `options`, and take it back if it is no progress; `least` as for `SpeedGate`."""
         before, verified, timed, label = self.model.copy(), self._verified, self._timed, self._label()
-        record = self._run_pass(load_pass("quantize").parse({"mode": "weights"}), "weights as int8")
+        float_model = self.float_model
+        record = self._run_pass(load_pass("quantize").parse(options), what)
         if record.reverted is None and record.rewrites:
-            names = (label, f"{label}, weights as int8")
-            reason, self._timed = self.gate.no_progress(names, before, self.model, drop=_drop(self._verified))
+            names = (label, f"{label}, {what}")
+            reason, self._timed = self.gate.no_progress(
+                names, before, self.model, least=least, drop=_drop(self._verified)
+            )
             if reason is not None:
                 self.records[-1] = replace(record, reverted=reason)
                 self.model, self._verified, self._timed = before, verified, timed
+                self.float_model = float_model
 
     # --- result ---
 
@@ -328,6 +345,13 @@ def _constants(model: Model) -> list[Constant]:
 
 def _float_bytes(model: Model) -> int:
     return sum(c.weight.nbytes for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
+
+
+def _dynamic_weights(model: Model) -> int:
+    """Float weights of products and LSTMs, which dynamic int8 could take."""
+    readers = ("MatMul", "Gemm", "LSTM")
+    found = (c for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
+    return sum(c.weight.size for c in found if any(n.op in readers for n in c.outputs))
 
 
 def _all_bytes(model: Model) -> int:

@@ -58,6 +58,7 @@ def optimize(
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     job.check_speed()
+    job.try_dynamic()
     job.shrink_weights()
     job.pack_again()
     verification = job.verify_result()

@@ -1,9 +1,9 @@
-"""Let chosen nodes compute in float16, with conversions where float32 begins and ends.
+"""Let chosen nodes compute in float16 instead of float32, or the other way round, with conversions at the borders.
 
     x (float32) -> Cast -> node in float16 -> Cast -> readers in float32
 
-A value has at most one conversion in each direction; between two float16 nodes there is none. The interface of the
-model and of its subgraphs stays float32.
+A value has at most one conversion in each direction; between two converted nodes there is none. The interface of the
+model and of its subgraphs stays.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from onnxcomp.graph import Constant, Graph, Model, Node
+from onnxcomp.graph import Constant, Graph, Model, Node, sort
+from onnxcomp.manager import Context
+from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.fp16_rules import LARGEST, half_positions
-from onnxcomp.shapes import Shapes
+from onnxcomp.shapes import Shapes, infer
 
-__all__ = ["rounded_to_half", "to_half"]
+__all__ = ["rounded_to_half", "to_half", "widened"]
 
 Array = npt.NDArray[Any]
+# The type of what these give is an attribute.
+_TYPED = frozenset({"Cast", "CastLike", "Constant", "ConstantOfShape", "EyeLike", "RandomNormal", "RandomUniform"})
 _FLOAT, _HALF = onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16
 
 
@@ -32,19 +36,36 @@ def to_half(
 
     `constants` holds what other scopes have converted already, by its float32 form, and takes in what is new.
     """
-    writer = _Writer(model, scope, constants)
+    _retype(_Writer(model, scope, constants, _FLOAT, _HALF), nodes, shapes, version)
+
+
+def widened(model: Model) -> Model:
+    """A copy in which everything that computes in float16 does so in float32; the interface stays."""
+    copy = model.copy()
+    shapes = infer(copy)
+    constants: dict[Any, Constant] = {}
+    for scope in copy.graph.scopes():
+        nodes = [n for n in scope.nodes if n.op not in _TYPED and not n.bodies()]
+        _retype(_Writer(copy, scope, constants, _HALF, _FLOAT), nodes, shapes, copy.opset)
+    sort(copy)
+    remove_dead(copy, Context())
+    return copy
+
+
+def _retype(writer: _Writer, nodes: Collection[Node], shapes: Shapes, version: int) -> None:
+    scope, source = writer.scope, writer.source
     chosen = set(nodes)
     for node in [n for n in scope.nodes if n in chosen]:
         positions = half_positions(node, version)
         if positions is None:
             continue
         for i in positions[0]:
-            if node.inputs[i].name and shapes[node.inputs[i]].elem == _FLOAT:
-                node.inputs[i] = writer.half(node.inputs[i])
+            if node.inputs[i].name and shapes[node.inputs[i]].elem == source:
+                node.inputs[i] = writer.converted(node.inputs[i])
         for i in positions[1]:
-            if node.outputs[i].name and shapes[node.outputs[i]].elem == _FLOAT:
+            if node.outputs[i].name and shapes[node.outputs[i]].elem == source:
                 node.outputs[i] = writer.produced(node.outputs[i])
-    writer.widen()
+    writer.convert_back()
 
 
 def rounded_to_half(model: Model, scope: Graph, nodes: Collection[Node], shapes: Shapes, version: int) -> None:
@@ -71,41 +92,49 @@ def rounded_to_half(model: Model, scope: Graph, nodes: Collection[Node], shapes:
 
 
 class _Writer:
-    def __init__(self, model: Model, scope: Graph, constants: dict[Any, Constant]) -> None:
+    """Values of a scope in the type `target`, made from those in the type `source`."""
+
+    def __init__(
+        self, model: Model, scope: Graph, constants: dict[Any, Constant], source: int, target: int
+    ) -> None:
+        self.scope = scope
+        self.source = source
+        self._target = target
         self._model = model
-        self._scope = scope
         self._constants = constants
-        self._halves: dict[Any, Any] = {}
+        self._converted: dict[Any, Any] = {}
         self._made: list[Any] = []
 
-    def half(self, tensor: Any) -> Any:
-        """The float16 form of a value: as computed, as a constant, or converted."""
-        if tensor in self._halves:
-            return self._halves[tensor]
+    def converted(self, tensor: Any) -> Any:
+        """A value in the new type: as computed, as a constant, or converted."""
+        if tensor in self._converted:
+            return self._converted[tensor]
         if tensor in self._constants:
             return self._constants[tensor]
         weight = self._model.weight(tensor)
         if weight is not None:  # in the main graph, so that all scopes see it
-            made = self._model.constant(self._model.graph, f"{tensor.name}_h", _narrow(weight.load()))
+            values = weight.load()
+            values = _narrow(values) if self._target == _HALF else values.astype(np.float32)
+            made = self._model.constant(self._model.graph, f"{tensor.name}_h", values)
             self._constants[tensor] = made
             return made
-        result = self._halves[tensor] = self._model.variable(f"{tensor.name}_h")
-        self._scope.add("Cast", [tensor], [result], attrs={"to": _HALF})
+        result = self._converted[tensor] = self._model.variable(f"{tensor.name}_h")
+        self.scope.add("Cast", [tensor], [result], attrs={"to": self._target})
         return result
 
     def produced(self, tensor: Any) -> Any:
-        """A new value that a float16 node computes in place of `tensor`."""
-        result = self._halves[tensor] = self._model.variable(f"{tensor.name}_h")
+        """A new value that a converted node computes in place of `tensor`."""
+        result = self._converted[tensor] = self._model.variable(f"{tensor.name}_h")
         self._made.append(tensor)
         return result
 
-    def widen(self) -> None:
-        """Convert back what somebody still reads as float32."""
-        outputs = set(self._scope.outputs)
-        captured = {t for n in self._scope.nodes for b in n.bodies() for s in b.scopes() for t in _read(s)}
+    def convert_back(self) -> None:
+        """Give back in the old type what somebody still reads so."""
+        outputs = set(self.scope.outputs)
+        captured = {t for n in self.scope.nodes for b in n.bodies() for s in b.scopes() for t in _read(s)}
         for tensor in self._made:
             if tensor.outputs or tensor in outputs or tensor in captured:
-                self._scope.add("Cast", [self._halves[tensor]], [tensor], attrs={"to": _FLOAT})
+                self.scope.add("Cast", [self._converted[tensor]], [tensor], attrs={"to": self.source})
 
 
 def _read(scope: Graph) -> list[Any]:

@@ -3,10 +3,12 @@
 Histograms and second moments are collected once. Candidates are judged on calibration samples that were held out:
 
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
-2. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
-3. sequential bias correction (bias_correction.py), likewise;
-4. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
-5. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
+2. channels rescaled by smoothing (smooth.py) and equalization (equalize.py), where that clearly wins;
+3. second-order rounding of the weights (rounding.py), as they are and re-solved for the noise that rounding adds to
+   their inputs, kept if the outputs get closer;
+4. sequential bias correction (bias_correction.py), likewise;
+5. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
+6. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.ranges import Method, choose
+from onnxcomp.calibration.ranges import Method, choose, squared_error
 from onnxcomp.calibration.split import limited
 from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.graph import Model
@@ -29,6 +31,7 @@ from onnxcomp.passes.latency import drop_slow_groups
 from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.moments import Moments, observe_inputs
 from onnxcomp.passes.placement import Placement
+from onnxcomp.passes.rescale import equalized, smoothed
 from onnxcomp.passes.rounding import round_with
 from onnxcomp.shapes import infer
 
@@ -38,7 +41,9 @@ if TYPE_CHECKING:
 __all__ = ["Search"]
 
 _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
-_CLEARLY = 0.5  # dB by which cutting off the largest values has to be better than keeping them
+_CLEARLY = 0.5  # dB by which a choice has to win that may have won by chance
+_CHEAP = 5e9  # multiplications up to which rounding is done a second time
+_RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
@@ -52,6 +57,12 @@ def _largest_code(bits: str, layout: Layout) -> int:
         return 64 if bits == "7" else 127
     saturates = platform.machine().lower() in ("x86_64", "amd64") and has_int8_dot_product() is False
     return 64 if bits == "7" or (bits == "auto" and saturates) else 127
+
+
+def _rounding_cost(candidate: Candidate) -> float:
+    """Multiplications of rounding all weights, about: weights times inputs of each."""
+    views = [u.view for u in candidate.units if u.view is not None]
+    return float(sum(v.weight.weight.size * v.weight.weight.size / max(v.outputs, 1) for v in views))
 
 
 class Search:
@@ -76,8 +87,13 @@ class Search:
     def run(self, skip: frozenset[str]) -> Candidate:
         seen = self._observe(skip)
         best = self._best_ranges(seen, skip)
+        if self.options.rescale:
+            best, seen = self._rescaled(best, seen, skip)
         if self.options.rounding == "second-order":
-            best = self._keep_better("second-order rounding", best, self._rounded(best, seen))
+            first = best
+            best = self._keep_better("second-order rounding", best, self._rounded(first, seen))
+            if _rounding_cost(first) <= _CHEAP:
+                best = self._keep_better("weights for rounded inputs", best, self._rounded(first, seen, noisy=True))
         if self.options.bias_correction:
             best = self._corrected(best)
         if self.options.islands:
@@ -85,6 +101,21 @@ class Search:
         if self.options.latency and self.layout is CPU:
             best = self._faster(best)
         return best
+
+    def _rescaled(self, best: Candidate, seen: Moments, skip: frozenset[str]) -> tuple[Candidate, Moments]:
+        """The model with channels evened out by smoothing and equalization, if it clearly wins."""
+        for what, rescale in (("smoothing", smoothed), ("equalization", equalized)):
+            model = rescale(self.model, limited(self.fit, _RESCALE_SAMPLES), self.ctx)
+            if model is None:
+                continue
+            old, self.model = self.model, model
+            new_seen = self._observe(skip)
+            new = self._best_ranges(new_seen, skip, what=f"{what}, ")
+            if new.score >= best.score + _CLEARLY:
+                best, seen = new, new_seen
+            else:
+                self.model = old
+        return best, seen
 
     def _observe(self, skip: frozenset[str]) -> Moments:
         plan = self._place(self.model, skip)
@@ -108,7 +139,7 @@ class Search:
         score, drop = self.judge.score(candidate.model)
         return replace(candidate, score=score, drop=drop)
 
-    def _best_ranges(self, seen: Moments, skip: frozenset[str]) -> Candidate:
+    def _best_ranges(self, seen: Moments, skip: frozenset[str], what: str = "") -> Candidate:
         methods: tuple[Method, ...] = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
         plan = self._place(self.model, skip)
         found: list[Candidate] = []
@@ -117,20 +148,26 @@ class Search:
             chosen = {name: choose(s, method, signed=self.layout.signed) for name, s in seen.statistics.items()}
             built = self._build(first_decisions(plan, skip, chosen, self.limit))
             found.append(replace(built, ranges=method))
-            self.trail[f"ranges {method}"] = found[-1].score
+            self.trail[f"{what}ranges {method}"] = found[-1].score
         # What a percentile cuts off may matter on samples that are not here.
         return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
 
-    def _rounded(self, best: Candidate, seen: Moments) -> Candidate:
+    def _rounded(self, best: Candidate, seen: Moments, *, noisy: bool = False) -> Candidate:
+        """With `noisy`, weights are re-solved for inputs that rounding has made noisy; see `round_with`."""
         decisions = best.decisions
         weights, biases = dict(decisions.weights), dict(decisions.biases)
-        units = [u for u in self._place(self.model, decisions.skip).units if u.view is not None]
+        plan = self._place(self.model, decisions.skip)
+        units = [u for u in plan.units if u.view is not None]
         for number, unit in enumerate(units):
             self.ctx.progress(number / len(units), "second-order rounding")
             gram = seen.grams.get(unit.key)
             if gram is not None and unit.view is not None:
+                value = unit.node.inputs[0]
+                chosen = decisions.chosen[plan.root(value).name]
+                noise = squared_error(seen.statistics[value.name], chosen) if noisy else 0.0
+                nearest, centered = decisions.weights[unit.key], unit.takes_bias
                 weights[unit.key], shift = round_with(
-                    unit.view, decisions.weights[unit.key], gram, centered=unit.takes_bias, limit=self.limit
+                    unit.view, nearest, gram, centered=centered, limit=self.limit, noise=noise
                 )
                 if unit.takes_bias:
                     biases[unit.key] = biases[unit.key] + shift

@@ -49,11 +49,18 @@ def from_rows(view: Linear, rows: Array) -> Array:
 
 
 def round_with(
-    view: Linear, nearest: QuantizedWeight, gram: Gram, *, centered: bool = True, limit: int = 127
+    view: Linear,
+    nearest: QuantizedWeight,
+    gram: Gram,
+    *,
+    centered: bool = True,
+    limit: int = 127,
+    noise: float = 0.0,
 ) -> tuple[QuantizedWeight, Array]:
     """Codes that keep the output of the operator close, and the change of the bias (float64 [outputs]) that goes with
     them. `nearest` gives the scales. Without a bias to put the mean into (`centered` false) the full second moment
-    counts, and the change is of no use.
+    counts, and the change is of no use. `noise` is the variance that rounding adds to each input: the weight to come
+    close to is then the one that is best behind it, W C (C + noise I)^-1 (ridge regression).
     """
     w = as_rows(view, view.weight.values.astype(np.float64) * view.alpha)
     groups, outputs, _ = w.shape
@@ -62,7 +69,9 @@ def round_with(
     codes = np.empty(w.shape)
     free = np.ones(w.shape, bool) if held_zeros(w) is None else w != 0
     for g in range(groups):
-        codes[g] = round_to_grid(w[g], scales[g], covariance[g], lambda v: np.clip(np.rint(v), -limit, limit), free[g])
+        noisy = covariance[g] + noise * np.eye(len(covariance[g]))
+        target = np.linalg.solve(noisy, covariance[g] @ w[g].T).T if noise > 0 else w[g]
+        codes[g] = round_to_grid(target, scales[g], noisy, lambda v: np.clip(np.rint(v), -limit, limit), free[g])
     shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
@@ -71,13 +80,14 @@ def round_with(
 def round_to_grid(w: Array, scale: Array, covariance: Array, snap: Snap, free: Array | None = None) -> Array:
     """Values of the grid, [outputs, K], that keep (scale * values - w) C (scale * values - w)^T small.
 
-    `w` is [outputs, K], `scale` [outputs, 1], `covariance` [K, K]. Entries where `free` is false become 0. Column-wise
-    compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
+    `w` is [outputs, K], `scale` [outputs, 1] or [outputs, K], `covariance` [K, K]. Entries where `free` is false become
+    0. Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
     """
+    scale = np.broadcast_to(scale, w.shape)
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
     # What is rounded first has all others left to make its error good: the columns that count most come first.
     order = np.argsort(np.diag(damped), kind="stable")
-    w, damped = w[:, order], damped[np.ix_(order, order)]
+    w, scale, damped = w[:, order], scale[:, order], damped[np.ix_(order, order)]
     kept = np.ones(w.shape, bool) if free is None else free[:, order]
     codes = _compensate(w, scale, damped, snap, kept)
     if codes is None:
@@ -100,8 +110,8 @@ def _compensate(w: Array, scale: Array, covariance: Array, snap: Snap, free: Arr
         errors = np.empty((w.shape[0], end - begin))
         for j in range(end - 1, begin - 1, -1):
             target = w[:, j] + pull[:, j] / factor[j, j]
-            codes[:, j] = np.where(free[:, j], snap(target / scale[:, 0]), 0.0)
-            errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, 0]
+            codes[:, j] = np.where(free[:, j], snap(target / scale[:, j]), 0.0)
+            errors[:, j - begin] = w[:, j] - codes[:, j] * scale[:, j]
             pull[:, begin:j] += np.outer(errors[:, j - begin], factor[j, begin:j])
         pull[:, :begin] += errors @ factor[begin:end, :begin]
     return codes
@@ -114,11 +124,11 @@ def _descend(w: Array, scale: Array, covariance: Array, codes: Array, snap: Snap
     for _ in range(_SWEEPS):
         moved = False
         for j in range(w.shape[1]):
-            best = snap(codes[:, j] - gradient[:, j] / (scale[:, 0] * covariance[j, j]))
+            best = snap(codes[:, j] - gradient[:, j] / (scale[:, j] * covariance[j, j]))
             rows = np.flatnonzero((best != codes[:, j]) & free[:, j])
             if len(rows):  # few rows move, so only theirs are touched: that is most of the time saved
                 moved = True
-                step = (best[rows] - codes[rows, j]) * scale[rows, 0]
+                step = (best[rows] - codes[rows, j]) * scale[rows, j]
                 codes[rows, j] = best[rows]
                 gradient[rows] += step[:, None] * covariance[j]
         if not moved:

@@ -11,16 +11,18 @@ Embedding tables and other weights that are not multiplied are rebuilt in the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Constant, Graph, Model
 from onnxcomp.linear import linear
 from onnxcomp.passes.qdq import QuantizedWeight, output_channel_axis
+from onnxcomp.passes.rounding import round_with
 
 __all__ = ["compress_weights", "rebuild"]
 
@@ -35,11 +37,20 @@ class _Site:
     axis: int
 
 
-def compress_weights(model: Model, allow: Callable[[str], bool]) -> int:
-    """Store the float weights of all scopes as int8 codes, in place; returns how many."""
+def compress_weights(model: Model, allow: Callable[[str], bool], grams: Mapping[str, Gram] | None = None) -> int:
+    """Store the float weights of all scopes as int8 codes, in place; returns how many.
+
+    `grams` has second moments of inputs by the name of the first output of a node: its weight is rounded so that the
+    output stays close, others to the nearest code.
+    """
     count = 0
     for site in _sites(model):
         codes = _round(site.constant.values, site.axis)
+        readers = site.constant.outputs
+        gram = (grams or {}).get(readers[0].outputs[0].name) if len(readers) == 1 else None
+        view = linear(model, readers[0]) if gram is not None else None
+        if view is not None and gram is not None and view.weight is site.constant and view.alpha == 1:
+            codes, _ = round_with(view, codes, gram, centered=False)
         saved = site.constant.weight.nbytes - codes.codes.nbytes - codes.scales.nbytes
         if saved < _MIN_BYTES // 2 or not allow(f"{site.constant.name} to int8 codes"):
             continue

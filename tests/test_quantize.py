@@ -92,8 +92,9 @@ def test_outputs_stay_close_on_unseen_samples() -> None:
 
 
 def test_second_order_rounding_and_bias_correction_do_not_lose_to_nearest() -> None:
-    _, _, best = quantized(residual(), IMAGES)
-    _, _, plain = quantized(residual(), IMAGES, "quantize:rounding=nearest:bias-correction=false:islands=false")
+    model = residual()
+    _, _, best = quantized(model, IMAGES)
+    _, _, plain = quantized(model, IMAGES, "quantize:rounding=nearest:bias-correction=false:islands=false")
 
     assert best.details["sqnr_db"] >= plain.details["sqnr_db"]
 
@@ -295,3 +296,45 @@ def test_a_bias_too_large_for_its_scale_does_not_overflow() -> None:
     result, _, _ = quantized(model, IMAGES, "quantize:islands=false")
 
     assert sqnr(model, result, IMAGES) > 25
+
+
+def test_weights_behind_noisy_inputs_shrink_along_directions_that_hold_little() -> None:
+    from onnxcomp.calibration.gram import Gram
+    from onnxcomp.linear import linear
+    from onnxcomp.passes.qdq import quantize_weight
+    from onnxcomp.passes.rounding import round_with
+
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2] x) => (float[N, 1] y) { y = MatMul (x, w1) }""",
+        w1=np.float32([[1.0], [1.0]]),
+    )
+    view = linear(model, model.graph.nodes[0])
+    assert view is not None
+    gram = Gram.empty(1, 2)
+    gram.add(RNG.standard_normal((1, 5000, 2)) * np.array([1.0, 0.1]))
+
+    result, _ = round_with(view, quantize_weight(view), gram, centered=False, noise=0.01)
+
+    # W C (C + noise I)^-1 = [1 / 1.01, 0.01 / 0.02]
+    np.testing.assert_allclose(result.dequantized()[:, 0], [0.99, 0.5], atol=0.03)
+
+
+def test_a_half_precision_model_runs_in_8_bits_and_keeps_its_interface() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float16[N, 3, 8, 8] x) => (float16[N, 4, 8, 8] y) {
+          a = Conv <pads = [1, 1, 1, 1]> (x, w1)
+          b = Relu (a)
+          y = Conv <pads = [1, 1, 1, 1]> (b, w2)
+        }""",
+        w1=w(4, 3, 3, 3).astype(np.float16), w2=w(4, 4, 3, 3).astype(np.float16),
+    )  # fmt: skip
+    data = {"x": RNG.standard_normal((40, 3, 8, 8)).astype(np.float16)}
+
+    result, _, _ = quantized(model, data)
+
+    assert kernels(result, {"x": data["x"][:1]})["QLinearConv"] == 2
+    session = open_session(result)
+    assert [i.kind for i in (*session.inputs, *session.outputs)] == ["tensor(float16)"] * 2
+    assert sqnr(model, result, data) > 25
