@@ -71,8 +71,7 @@ def verify(
     Raises ModelError if the original cannot be run, DataError if the data do not fit it, InconclusiveError if
     no inputs can be made up, UsageError for bad options.
     """
-    known = effect in ("exact", "float", "lossy")
-    if not known or not max_drop >= 0 or (samples is not None and samples < 1):
+    if effect not in ("exact", "float", "lossy") or not max_drop >= 0 or (samples is not None and samples < 1):
         raise UsageError(f"cannot verify with effect {effect!r}, max_drop {max_drop!r}, samples {samples!r}")
     original, candidate = _fixed(original), _fixed(candidate)
     proto = _read(original, "original")
@@ -85,15 +84,15 @@ def verify(
     batches = _made_up(reference, proto, seed) if data is None else data.batches(None if exclude else samples)
     chosen = _choose(batches, frozenset(exclude), samples, reference)
     first = _some(chosen)
-    known_batches = [batch for batch, _ in first if batch is not None]
+    batches_seen = [batch for batch, _ in first if batch is not None]
     floor, variants = tolerances(proto, provider), _variants(original, optimize, threads, provider)
     # Exact candidates get no allowance: all that matters is whether the original repeats itself.
-    noise = _noise(reference, [] if effect == "exact" else variants, [b.feeds for b in known_batches], floor)
+    noise = _noise(reference, [] if effect == "exact" else variants, [b.feeds for b in batches_seen], floor)
     pair = Pair(
         reference, session, effect, noise, floor, variants, metric, _reporter(progress, data, samples),
         empty_axes(original, reference.inputs) if edges and isinstance(original, (str, os.PathLike)) else frozenset(),
     )  # fmt: skip
-    seen, one = Evidence(), next(iter(known_batches), None)
+    seen, one = Evidence(), next(iter(batches_seen), None)
     compare(seen, pair, itertools.chain(first, chosen))
     if not seen.failures and edges:
         compare_runs(seen, pair, one)
