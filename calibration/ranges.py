@@ -20,7 +20,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.errors import UsageError
 
-__all__ = ["Method", "QuantParameters", "choose", "parameters"]
+__all__ = ["Method", "QuantParameters", "choose", "parameters", "squared_error"]
 
 Array = npt.NDArray[Any]
 Method = Literal["minmax", "percentile", "mse", "entropy"]
@@ -94,6 +94,15 @@ def choose(
     elif method == "mse":
         low, high = _mse(statistics, low, high, signed, bits)
     return parameters(low, high, signed=signed, bits=bits)
+
+
+def squared_error(statistics: TensorStatistics, chosen: QuantParameters) -> float:
+    """Expected squared error of a value, by the histogram."""
+    total = max(float(statistics.histogram.bins()[1].sum()), 1.0)
+    edges, counts = _edges(statistics, chosen.bits)
+    low, high = np.array([chosen.low]), np.array([chosen.high])
+    error = _errors(edges, counts, low, high, chosen.signed, chosen.bits)
+    return float(error[0]) / total
 
 
 def _grid(low: Array, high: Array, signed: bool, bits: int) -> tuple[Array, Array]:
