@@ -20,7 +20,8 @@ from onnx import TensorProto
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.codec import MAX_ELEMENTS, Form, Plan, plans
+from onnxcomp.passes.codec import MAX_ELEMENTS, Form, Plan
+from onnxcomp.passes.codec_plans import plans
 from onnxcomp.passes.pack_choice import Site, choose, plain_bytes, stored_bytes
 from onnxcomp.passes.pack_nodes import (
     add_decoders,

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
-from onnxcomp.passes.codec import Encoded, Form, Plan, decode, encode, plans
+from onnxcomp.passes.codec import Encoded, Form, Plan, decode, encode
 from onnxcomp.passes.codec_bits import pack_numbers, packed_shape, unpack_numbers
 from onnxcomp.passes.codec_functions import decoder, form_of
+from onnxcomp.passes.codec_plans import plans
 from onnxcomp.runtime import open_session
 from onnxcomp.storage import DOMAIN, VERSION
 
