@@ -178,7 +178,8 @@ class Search:
     @cached_property
     def _quick(self) -> Method:
         """The method of the curves: the one of the masks, unless that would take minutes for the sake of shares."""
-        work = sum(groups * length**2 * outputs for groups, length, outputs in (o.shape for o in self.operands))
+        shapes = (o.shape for o in self.operands if o.key in self.grams)
+        work = sum(groups * length**2 * outputs for groups, length, outputs in shapes)
         return "wanda" if self.method in ("obs", "admm") and work > _MOST_WORK else self.method
 
     @cached_property
