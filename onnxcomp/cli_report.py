@@ -36,6 +36,9 @@ def show_report(console: Console, report: Report, *, verbose: bool = False) -> N
     console.print(_passes(report.passes, verbose=verbose))
     say(console)
     console.print(_comparison(report))
+    if report.options.get("goal") == "size" and (stored := _storage(report.passes)) is not None:
+        say(console)
+        console.print(stored)
     say(console)
     found = report.verification
     if found is not None:
@@ -70,6 +73,20 @@ def _account(record: PassRecord, *, verbose: bool) -> list[str]:
     elif record.refused:
         lines.append(tally(r.reason for r in record.refused))
     return lines or ["nothing to do"]
+
+
+def _storage(records: tuple[PassRecord, ...]) -> Table | None:
+    """How many bits each packed weight takes, largest first; None if none is packed."""
+    kept = [r for r in records if r.name == "pack" and r.reverted is None]
+    rows = [row for record in kept for row in record.details.get("tensors", ())]
+    if not rows:
+        return None
+    shown = table("weight", "<stored as", ">bits per weight", ">bytes")
+    for row in sorted(rows, key=lambda r: -r["bytes"]):
+        shown.add_row(
+            plain(row["name"]), plain(row["encoding"]), f"{row['bits per weight']:.2f}", size(row["bytes"])
+        )
+    return shown
 
 
 def _comparison(report: Report) -> Table:

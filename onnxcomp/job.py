@@ -15,7 +15,7 @@ from onnxcomp.graph import Constant, Model
 from onnxcomp.inspection import summary
 from onnxcomp.macs import Macs, count_with_run
 from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
-from onnxcomp.options import DEFAULT_PASSES, Options
+from onnxcomp.options import DEFAULT_PASSES, SIZE_PASSES, Options
 from onnxcomp.probe import probe
 from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
@@ -24,6 +24,7 @@ from onnxcomp.rollback import Done, Step, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
+from onnxcomp.smallest import shrink
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
@@ -90,7 +91,7 @@ class Job:
         for number, one in enumerate(self.pipeline.passes, 1):
             if one.effect == "lossy" and unchecked and not self._lossless_is_fine():
                 return False
-            record = self._run_pass(one, f"pass {number}/{len(self.pipeline.passes)} {one.name}", check=each)
+            record = self.run_pass(one, f"pass {number}/{len(self.pipeline.passes)} {one.name}", check=each)
             unchecked = one.effect != "lossy" and (unchecked or (record.rewrites > 0 and not each))
         return not unchecked or self._lossless_is_fine()
 
@@ -102,7 +103,7 @@ class Job:
         found = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT if lossy else _QUICK)
         return found.verdict != "failed"
 
-    def _run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
+    def run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
         """Run one pass on the model, and take back what does not stand the check: guilty rewrites, or all of it.
 
         Lossy passes are always checked, others if `check` is set.
@@ -175,7 +176,7 @@ class Job:
         """Pack the result if the original was packed and the pipeline does not say otherwise."""
         asked = [p.name for p in _asked(self.options).passes]
         if is_packed(self.source) and "unpack" not in asked and "pack" not in asked:
-            self._run_pass(load_pass("pack")(), "packing", check=False)
+            self.run_pass(load_pass("pack")(), "packing", check=False)
 
     # --- speed ---
 
@@ -215,26 +216,45 @@ class Job:
         arithmetic.
         """
         o = self.options
-        if o.passes is not None or o.goal == "latency" or o.target != "cpu" or self.samples.calibration is None:
+        if o.passes is not None or o.goal != "balanced" or o.target != "cpu" or self.samples.calibration is None:
             return
         if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
             return
         self._keep_if_progress({"mode": "weights"}, "weights as int8")
 
+    def state(self) -> tuple[Any, ...]:
+        """What passes have changed so far, for `restore`."""
+        return self.model.copy(), self.float_model, list(self.records), self._verified, self._timed
+
+    def restore(self, state: tuple[Any, ...]) -> None:
+        """Go back to a state, as often as needed."""
+        model, self.float_model, records, self._verified, self._timed = state
+        self.model, self.records = model.copy(), list(records)
+
     def _keep_if_progress(self, options: dict[str, str], what: str, least: float = 0.0) -> None:
         """Run `quantize` with `options`, and take it back if it is no progress; `least` as for `SpeedGate`."""
-        before, verified, timed, label = self.model.copy(), self._verified, self._timed, self._label()
-        float_model = self.float_model
-        record = self._run_pass(load_pass("quantize").parse(options), what)
+        before, label = self.state(), self._label()
+        record = self.run_pass(load_pass("quantize").parse(options), what)
         if record.reverted is None and record.rewrites:
             names = (label, f"{label}, {what}")
             reason, self._timed = self.gate.no_progress(
-                names, before, self.model, least=least, drop=_drop(self._verified)
+                names, before[0], self.model, least=least, drop=_drop(self._verified)
             )
             if reason is not None:
-                self.records[-1] = replace(record, reverted=reason)
-                self.model, self._verified, self._timed = before, verified, timed
-                self.float_model = float_model
+                self.restore(before)
+                self.records.append(replace(record, reverted=reason))
+
+    # --- size ---
+
+    def shrink(self) -> None:
+        """With `--goal size`, and the passes left to us, store the weights in as few bits as the budget allows."""
+        o = self.options
+        if o.passes is not None or o.goal != "size" or o.target != "cpu":
+            return
+        if self.samples.calibration is None:
+            self.run_pass(load_pass("pack")(), "packing", check=False)
+        else:
+            shrink(self)
 
     # --- result ---
 
@@ -327,7 +347,8 @@ def _asked(options: Options) -> Pipeline:
         if options.calib is None and need:
             raise UsageError(f"pass {need[0]!r} needs calibration data; give them with --calib")
         return pipeline
-    passes = Pipeline.parse(DEFAULT_PASSES[options.target]).passes
+    smallest = options.goal == "size" and options.target == "cpu"
+    passes = Pipeline.parse(SIZE_PASSES if smallest else DEFAULT_PASSES[options.target]).passes
     return Pipeline(tuple(p for p in passes if not p.needs_data or options.calib is not None))
 
 

@@ -60,6 +60,7 @@ def optimize(
     job.check_speed()
     job.try_dynamic()
     job.shrink_weights()
+    job.shrink()
     job.pack_again()
     verification = job.verify_result()
     failed = verification is not None and verification.verdict == "failed"

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from onnxcomp.errors import UsageError
 from onnxcomp.registry import suggest
 
-__all__ = ["DEFAULT_PASSES", "Options", "share"]
+__all__ = ["DEFAULT_PASSES", "SIZE_PASSES", "Options", "share"]
 
 Progress = Callable[[float, str], None]
 _TARGETS = ("cpu", "cuda", "tensorrt")
@@ -27,6 +27,7 @@ DEFAULT_PASSES = {
     "cuda": f"{_LOSSLESS},convert-fp16,fuse-attention",
     "tensorrt": f"{_LOSSLESS},quantize",
 }
+SIZE_PASSES = f"{_LOSSLESS},fuse-attention"  # with `--goal size`, before ways to store the weights compete
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?)?B?", re.IGNORECASE)
 _FACTOR = re.compile(r"(\d+(?:\.\d+)?)x?")
 

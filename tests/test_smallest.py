@@ -1,0 +1,74 @@
+"""`--goal size`: ways to store the weights compete, and the smallest verified file stays."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onnxcomp import io, optimize
+from onnxcomp import smallest as module
+from onnxcomp.report import Report
+from onnxcomp.runtime import open_session
+from onnxcomp.smallest import stored_bytes
+
+MODELS = Path(__file__).resolve().parents[1] / "models"
+NAME = "digits_mlp"
+
+
+def small(tmp_path: Path, **options: Any) -> Report:
+    data = {"calib": MODELS / "data" / f"{NAME}.calib.npz", "eval": MODELS / "data" / f"{NAME}.eval.npz"}
+    model = MODELS / f"{NAME}.onnx"
+    return optimize(model, tmp_path / "small.onnx", goal="size", samples=128, bench_seconds=0, **{**data, **options})
+
+
+def kept(report: Report) -> list[str]:
+    return [r.name for r in report.passes if r.rewrites and r.reverted is None]
+
+
+def test_the_smallest_file_is_packed_and_within_the_budget(tmp_path: Path) -> None:
+    report = small(tmp_path)
+    assert "share-weights" in kept(report)
+    assert kept(report)[-1] == "pack"
+    assert report.verification is not None
+    assert report.verification.quality is not None
+    assert report.verification.quality.drop <= 0.01
+    assert report.original["file_bytes"] > 5 * report.optimized["file_bytes"]
+    open_session(tmp_path / "small.onnx")
+
+
+def test_a_larger_way_is_taken_back_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=3", "share-weights:bits=8", "quantize:mode=weights"))
+    report = small(tmp_path, max_drop=0.2)
+    assert [r.options["bits"] for r in report.passes if r.name == "share-weights"] == [3]
+    assert any("share-weights:bits=8" in note for note in report.notes)
+
+
+def test_a_way_that_breaks_the_budget_loses_the_guilty_weights_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=2:assignment=nearest",))
+    report = small(tmp_path, max_drop=0.001)
+    (shared,) = [r for r in report.passes if r.name == "share-weights"]
+    assert shared.dropped
+    assert shared.rewrites
+    assert shared.drop is not None
+    assert shared.drop <= 0.001
+
+
+def test_a_size_that_was_asked_for_is_reached(tmp_path: Path) -> None:
+    report = small(tmp_path, size="5x", max_drop=0.05)
+    assert not report.unmet
+    assert report.original["file_bytes"] >= 5 * report.optimized["file_bytes"]
+
+
+def test_without_data_weights_are_packed_without_loss(tmp_path: Path) -> None:
+    report = small(tmp_path, calib=None, eval=None)
+    assert not [r for r in report.passes if r.effect == "lossy"]
+
+
+def test_bytes_of_a_model_are_those_of_its_file(tmp_path: Path) -> None:
+    model = io.load(MODELS / f"{NAME}.onnx")
+    saved = io.save(model, tmp_path / "m.onnx")
+    assert stored_bytes(model) == pytest.approx(io.model_bytes(saved.path), rel=0.02)
