@@ -88,7 +88,7 @@ def bisect(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import cli_trust
     from onnxcomp.bisection import bisect as run
 
-    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet", "json")}
+    given = {k: v for k, v in vars(args).items() if k not in ("command", "verbose", "quiet", "json", "words")}
     found = run(given.pop("model"), given.pop("output"), progress=progress, **given)
     error = VerificationError(found.sentence) if found.position else None
     return Outcome(found.to_json(), lambda console: cli_trust.show_bisection(console, found), error)

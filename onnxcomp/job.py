@@ -191,7 +191,8 @@ class Job:
         ours = self.options.passes is None or self.options.goal == "latency"
         names = (_LOSSLESS, self._label())
         least = LEAST_GAIN if ours else 0.0
-        later = any(load_pass(self.records[i].name).pays_later for i in self._lossy())
+        kept = {self.records[i].name for i in self._lossy()}
+        later = any(one.pays_later for one in self.pipeline.passes if one.name in kept)
         models = (self.float_model, self.model)
         reason, self._timed = self.gate.no_progress(
             names, *models, least=least, smaller=not later, drop=_drop(self._verified)

@@ -4,8 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcomp import engines
-from onnxcomp.engines import cache_folder, engine
+from onnxcomp.engines import engine
 
 SHAPES = {"x": [(1, 4)]}
 
@@ -64,23 +63,3 @@ def test_a_damaged_record_means_that_the_engine_is_built_again(tmp_path):
     (made.folder / "build.json").write_text("{")
 
     assert made.build_ms is None
-
-
-@pytest.mark.parametrize(
-    ("platform", "variable", "expected"),
-    [
-        ("linux", "XDG_CACHE_HOME", "onnxcomp"),
-        ("linux", None, ".cache/onnxcomp"),
-        ("darwin", None, "Library/Caches/onnxcomp"),
-        ("win32", "LOCALAPPDATA", "onnxcomp"),
-    ],
-)
-def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch, tmp_path, platform, variable, expected):
-    monkeypatch.setattr(engines.sys, "platform", platform)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
-        monkeypatch.delenv(name, raising=False)
-    if variable is not None:
-        monkeypatch.setenv(variable, str(tmp_path))
-
-    assert cache_folder() == tmp_path / expected

@@ -13,7 +13,8 @@ from onnxcomp.layer_table import LayerTimes, layer_table, layer_times
 from onnxcomp.layer_values import look_inside, quantized_ranges
 from onnxcomp.layers import Place, places
 from onnxcomp.macs import count_with_run
-from onnxcomp.runtime import NodeTime, executed_nodes
+from onnxcomp.placement import KernelRun
+from onnxcomp.runtime import execution
 
 NOTHING = LayerTimes({}, 0.0)
 NETWORK = """
@@ -45,11 +46,11 @@ def _places(model: Model) -> list[Place]:
     return places(model, *count_with_run(model))
 
 
-def _ran(name: str, op: str, us: float) -> NodeTime:
-    return NodeTime(name, "CPUExecutionProvider", op, 1.0, us)
+def _ran(name: str, op: str, us: float) -> KernelRun:
+    return KernelRun(name, op, "CPUExecutionProvider", 1.0, us)
 
 
-def _times(model: Model, *nodes: NodeTime) -> dict[str, float]:
+def _times(model: Model, *nodes: KernelRun) -> dict[str, float]:
     found = layer_times(model, _places(model), nodes)
     return {node.outputs[0].name: us for node, us in found.by_node.items()}
 
@@ -87,7 +88,7 @@ def test_fused_nodes_without_names_are_taken_in_order_only_if_all_are_there():
 
 def test_the_profile_of_a_real_run_covers_its_convolutions():
     model = _model(NETWORK)
-    nodes = executed_nodes(model, {"x": np.ones((1, 2, 4, 4), np.float32)})
+    nodes = execution(model, {"x": np.ones((1, 2, 4, 4), np.float32)}).runs
 
     found = layer_times(model, _places(model), nodes)
 

@@ -12,7 +12,8 @@ from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import ProviderError
 from onnxcomp.graph import Constant, Model, producer
 from onnxcomp.manager import Context, PassRecord, Pipeline, run_pass
-from onnxcomp.runtime import PROVIDERS, open_session
+from onnxcomp.providers import TENSORRT
+from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 
 RNG = np.random.default_rng(0)
@@ -198,7 +199,7 @@ def test_the_cuda_provider_gets_no_int8() -> None:
 def test_without_the_provider_the_file_is_built_and_verified_if_no_speed_is_asked_for(tmp_path: Path) -> None:
     import onnxruntime
 
-    if PROVIDERS["tensorrt"] in onnxruntime.get_available_providers():
+    if TENSORRT in onnxruntime.get_available_providers():
         pytest.skip("the provider is here")
     arguments: dict[str, Any] = {"calib": MODELS / "data" / "digits_resnet.calib.npz", "target": "tensorrt"}
 
