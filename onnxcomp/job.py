@@ -195,7 +195,7 @@ class Job:
         later = any(one.pays_later for one in self.pipeline.passes if one.name in kept)
         models = (self.float_model, self.model)
         reason, self._timed = self.gate.no_progress(
-            names, *models, least=least, smaller=not later, drop=_drop(self._verified)
+            names, *models, least=least, smaller=not later, drop=self.drop
         )
         if reason is not None:
             for i in self._lossy():
@@ -223,6 +223,12 @@ class Job:
             return
         self._keep_if_progress({"mode": "weights"}, "weights as int8")
 
+    @property
+    def drop(self) -> float | None:
+        """Quality that the model as it is loses, if it was measured."""
+        found = self._verified
+        return None if found is None or found.quality is None else found.quality.drop
+
     def state(self) -> tuple[Any, ...]:
         """What passes have changed so far, for `restore`."""
         return self.model.copy(), self.float_model, list(self.records), self._verified, self._timed
@@ -239,7 +245,7 @@ class Job:
         if record.reverted is None and record.rewrites:
             names = (label, f"{label}, {what}")
             reason, self._timed = self.gate.no_progress(
-                names, before[0], self.model, least=least, drop=_drop(self._verified)
+                names, before[0], self.model, least=least, drop=self.drop
             )
             if reason is not None:
                 self.restore(before)
@@ -278,7 +284,7 @@ class Job:
         if self.options.bench_seconds <= 0:
             return None
         found = self._timed or self.gate.time([self.original, self.model])
-        self.gate.tried.finish(self._label(), found.models[1], _drop(self._verified))
+        self.gate.tried.finish(self._label(), found.models[1], self.drop)
         return found
 
     def save(self, target: Path) -> io.Saved:
@@ -355,10 +361,6 @@ def _asked(options: Options) -> Pipeline:
 
 def _loads(path: Path) -> None:
     open_session(path)
-
-
-def _drop(found: Verification | None) -> float | None:
-    return None if found is None or found.quality is None else found.quality.drop
 
 
 def _constants(model: Model) -> list[Constant]:

@@ -24,6 +24,7 @@ from onnxcomp.layer_values import look_inside
 from onnxcomp.layers import places
 from onnxcomp.options import Options
 from onnxcomp.report import Report
+from onnxcomp.rival import compare_with_quantization
 from onnxcomp.runtime import provider_name
 from onnxcomp.storage import plain
 
@@ -65,6 +66,8 @@ def optimize(
     verification = job.verify_result()
     failed = verification is not None and verification.verdict == "failed"
     measured = None if failed else job.measure()
+    if measured is not None:
+        compare_with_quantization(job)
     saved = None if failed else job.save(target)
     rows = _layers(job, measured)
     report = Report(

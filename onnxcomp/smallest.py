@@ -8,11 +8,10 @@ plan of that size with the least error, so that what the budget leaves goes into
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.manager import Pass, Pipeline
-from onnxcomp.passes.share_weights import ShareWeights
 from onnxcomp.serde import export_model
 
 if TYPE_CHECKING:
@@ -96,11 +95,12 @@ def _run(job: Job, passes: tuple[Pass, ...], part: float = 1.0) -> bool:
     """Run passes in order; False where one is taken back. `part` of the budget that is left may go in sharing."""
     spent = 0.0
     for one in passes:
-        if isinstance(one, ShareWeights) and one.size is None and one.bits is None:
+        given = one.options()
+        if one.name == "share-weights" and given["size"] is None and given["bits"] is None:
             left = part * (job.options.max_drop - max(spent, 0.0))
             if left < _LEAST * job.options.max_drop:
                 return False
-            one = replace(one, drop=left)
+            one = one.parse({**given, "drop": left})
         record = job.run_pass(one, str(one), check=one.effect == "lossy")
         if record.reverted is not None or (one.effect == "lossy" and not record.rewrites):
             return False
