@@ -121,6 +121,7 @@ def _add_optimize(parser: argparse.ArgumentParser) -> None:
     add("--workers", metavar="N", type=int, help="processes for calibration; this version always uses one")
     add("--memory", metavar="SIZE", help="memory for calibration statistics, such as 2GB (default: 1GiB)")
     add("--bench-seconds", metavar="S", type=float, help="time for the benchmark, 0 for none (default: 4)")
+    add("--dry-run", **_flag(), help="show what passes such as prune-channels would remove, and write no model")
     add("--external-data", **_flag(), help="weights into a separate file (always done above 1.5 GB)")
     _add_symlinks(parser)
     add(

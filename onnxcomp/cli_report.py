@@ -34,6 +34,14 @@ __all__ = ["show_report", "show_verification"]
 def show_report(console: Console, report: Report, *, verbose: bool = False) -> None:
     """What each pass did, both models side by side, the verdict, and what was written."""
     console.print(_passes(report.passes, verbose=verbose))
+    for record in report.passes:
+        if record.details.get("plan") and (verbose or report.options.get("dry_run")):
+            say(console)
+            console.print(_plan(record))
+            console.print(_left_alone(record))
+    if report.options.get("dry_run"):
+        say(console)
+        return remarks(console, report.notes)
     say(console)
     console.print(_comparison(report))
     if report.options.get("goal") == "size" and (stored := _storage(report.passes)) is not None:
@@ -46,7 +54,7 @@ def show_report(console: Console, report: Report, *, verbose: bool = False) -> N
         remarks(console, found.reasons)
     remarks(console, report.notes)
     written = f"wrote {report.path} ({size(report.optimized['file_bytes'])})"
-    say(console, plain(f"{written} in {report.seconds:.1f} s"), "bold")
+    return say(console, plain(f"{written} in {report.seconds:.1f} s"), "bold")
 
 
 def _passes(records: tuple[PassRecord, ...], *, verbose: bool) -> Table:
@@ -73,6 +81,28 @@ def _account(record: PassRecord, *, verbose: bool) -> list[str]:
     elif record.refused:
         lines.append(tally(r.reason for r in record.refused))
     return lines or ["nothing to do"]
+
+
+def _plan(record: PassRecord) -> Table:
+    """What a pass that removes channels plans, group by group."""
+    shown = table("group", ">width", ">kept", ">predicted error", ">MACs saved alone", "importance")
+    for row in record.details["plan"]:
+        shown.add_row(
+            plain(row["group"]),
+            count(row["width"]),
+            count(row["kept"]),
+            number(row["predicted_error"]),
+            count(row["macs_saved"]),
+            plain(row["importance"]),
+        )
+    return shown
+
+
+def _left_alone(record: PassRecord) -> Table:
+    shown = table("left alone", "why")
+    for refused in record.refused:
+        shown.add_row(plain(refused.where), plain(refused.reason))
+    return shown
 
 
 def _storage(records: tuple[PassRecord, ...]) -> Table | None:

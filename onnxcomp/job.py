@@ -56,10 +56,15 @@ class Job:
         self.float_model = self.model
         self.metric = load_metric(options.metric)
         self.pipeline = chosen_pipeline(options, packed=is_packed(self.source))
+        if options.dry_run:
+            self.pipeline, left_out = planning(self.pipeline)
         session = open_session(self.original, threads=options.threads)
         self.samples = Samples(options, session, plain(self.source))
         self.gate = SpeedGate(self.original, self.samples, options, progress)
         self.notes = list(self.samples.notes)
+        if options.dry_run:
+            self.notes.append("dry run: nothing was removed, no model was written")
+            self.notes += [f"{name} has no plan to show and did not run" for name in left_out]
         if options.target != "cpu" and options.bench_seconds <= 0:
             self.notes.append(f"verified on the CPU provider; speed on {options.target} was not measured")
         if options.calib is None and options.passes is None and options.target != "cuda":
@@ -177,6 +182,14 @@ class Job:
         asked = [p.name for p in _asked(self.options).passes]
         if is_packed(self.source) and "unpack" not in asked and "pack" not in asked:
             self.run_pass(load_pass("pack")(), "packing", check=False)
+
+    def finish_passes(self) -> None:
+        """What follows the pipeline: the check of its speed, and what is tried besides if the passes are left to us."""
+        self.check_speed()
+        self.try_dynamic()
+        self.shrink_weights()
+        self.shrink()
+        self.pack_again()
 
     # --- speed ---
 
@@ -325,7 +338,7 @@ class Job:
     def account(self) -> dict[str, Any]:
         """The options that made this result, as plain data."""
         o = self.options
-        plain = ("target", "max_drop", "goal", "size", "speed", "samples", "seed", "threads")
+        plain = ("target", "max_drop", "goal", "size", "speed", "samples", "seed", "threads", "dry_run")
         data = self.samples
         return {
             **{k: getattr(o, k) for k in plain},
@@ -345,6 +358,20 @@ def chosen_pipeline(options: Options, *, packed: bool = False) -> Pipeline:
     if not packed or names[:1] == ["unpack"]:
         return pipeline
     return Pipeline((load_pass("unpack")(), *pipeline.passes))
+
+
+def planning(pipeline: Pipeline) -> tuple[Pipeline, list[str]]:
+    """The pipeline for a dry run: lossless passes, and lossy ones that can plan; names of those that cannot."""
+    kept: list[Pass] = []
+    left_out = []
+    for one in pipeline.passes:
+        if one.effect != "lossy":
+            kept.append(one)
+        elif "dry_run" in one.options():
+            kept.append(one.parse({**one.options(), "dry_run": True}))
+        else:
+            left_out.append(one.name)
+    return Pipeline(tuple(kept)), left_out
 
 
 def _asked(options: Options) -> Pipeline:

@@ -53,22 +53,20 @@ def optimize(
     again = command if command is not None else _call(model, output, recipe, options)
     chosen = Options.make(recipe, output=output, **options)
     target = _output_path(model, chosen.output)
-    io.check_output(target, overwrite=chosen.force)
+    if not chosen.dry_run:
+        io.check_output(target, overwrite=chosen.force)
     _check_extras(chosen, target, model)
     _check_provider(chosen)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
-    job.check_speed()
-    job.try_dynamic()
-    job.shrink_weights()
-    job.shrink()
-    job.pack_again()
-    verification = job.verify_result()
+    if not chosen.dry_run:
+        job.finish_passes()
+    verification = None if chosen.dry_run else job.verify_result()
     failed = verification is not None and verification.verdict == "failed"
-    measured = None if failed else job.measure()
+    measured = None if failed or chosen.dry_run else job.measure()
     if measured is not None:
         compare_with_quantization(job)
-    saved = None if failed else job.save(target)
+    saved = None if failed or chosen.dry_run else job.save(target)
     rows = _layers(job, measured)
     report = Report(
         original=job.describe(job.source, job.original),
@@ -84,7 +82,8 @@ def optimize(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **rows,
     )
-    report = replace(report, unmet=_unmet(report, chosen), seconds=time.perf_counter() - begin)
+    unmet = () if chosen.dry_run else _unmet(report, chosen)
+    report = replace(report, unmet=unmet, seconds=time.perf_counter() - begin)
     if chosen.json is not None:
         report.save_json(chosen.json, overwrite=chosen.force)
     if chosen.report is not None:

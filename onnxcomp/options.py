@@ -58,6 +58,7 @@ class Options:
     threads: int = 1
     workers: int = 1
     verify: bool = True
+    dry_run: bool = False
     force: bool = False
     metric: Any = None
     preprocess: Any = None

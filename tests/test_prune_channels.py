@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from onnx import numpy_helper
 from onnxcomp import io
 from onnxcomp.calibration.data import Dataset, open_data
 from onnxcomp.calibration.split import limited
+from onnxcomp.cli import main
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.macs import count_macs
@@ -31,6 +33,7 @@ from onnxcomp.serde import from_proto
 from tests.architectures import NAMES, TORCH, build
 
 LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup"
+MODELS = Path(__file__).resolve().parents[1] / "models"
 Array = npt.NDArray[Any]
 
 
@@ -234,3 +237,23 @@ def test_levels_are_multiples_of_the_grid() -> None:
 def test_matrix_products_take_any_width() -> None:
     group = Group("w", tuple(range(20)), {(Constant("w", np.zeros((20, 3))), 0): 1}, False)
     assert [20 - n for n in levels(group, 8, 8)] == list(range(20, 7, -1))
+
+
+# --- the plan on the command line ---------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_the_plan_and_writes_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = MODELS / "digits_gru.onnx", MODELS / "data" / "digits_gru.calib.npz"
+    passes = "cleanup,fuse,prune-channels:macs=0.8:sensitivity=false,quantize"
+    options = ["--calib", str(data), "--samples", "32", "--passes", passes, "-o", str(tmp_path / "o.onnx")]
+
+    code = main(["optimize", str(model), *options, "--dry-run", "--json", str(tmp_path / "plan.json"), "-q"])
+
+    printed = capsys.readouterr().out
+    assert code == 0
+    assert not (tmp_path / "o.onnx").exists()
+    assert all(word in printed for word in ("group", "kept", "predicted error", "left alone", "a model input"))
+    assert "quantize has no plan to show and did not run" in printed
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["optimized"]["path"] is None
+    assert sum(row["width"] - row["kept"] for row in found["passes"][-1]["details"]["plan"]) > 0
