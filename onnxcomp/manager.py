@@ -103,6 +103,10 @@ class Context:
         self.rewrites.append(what)
         return True
 
+    def withdraw(self, mark: int) -> None:
+        """Forget what was allowed since `rewrites` had `mark` entries: it was not done after all."""
+        del self.rewrites[mark:]
+
     def refuse(self, where: str, reason: str) -> None:
         """Record that a candidate is left alone, and why."""
         refusal = Refusal(where, reason)

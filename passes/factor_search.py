@@ -75,6 +75,7 @@ class Search:
         """Factorize `model` in place; details for the report."""
         found = self._choices()
         best = self._best(found) if found else None
+        mark = len(self.ctx.rewrites)
         chosen = [] if best is None else [c for c in best.chosen if self.ctx.allow(_rewrite(c))]
         if best is None or not chosen:
             return {"factorized": 0, "reason": "no operator gains enough from being split"}
@@ -85,7 +86,7 @@ class Search:
             time = dim_grid.time_ratio(self.model, best.model, self.feeds, threads=self.ctx.threads)
             if self.options.searching and time > _GAIN:
                 self.ctx.refuse("the model", f"with all pairs it takes {time:.2f} of the time on this machine: no gain")
-                del self.ctx.rewrites[-len(chosen) :]
+                self.ctx.withdraw(mark)
                 return {"factorized": 0, "reason": "the pairs are faster alone, the model is not"}
         before = self._costs(self.model)
         self.model.become(best.model)

@@ -89,6 +89,7 @@ class ShareWeights(Pass):
             )
         tied = merge_initializers(model, ctx)
         data, held = _parts(ctx.data)
+        mark = len(ctx.rewrites)
         search = SharingSearch(
             model, ctx, data, held,
             only=self.only, skip=self.skip, second_order=self.assignment == "second-order",
@@ -102,7 +103,7 @@ class ShareWeights(Pass):
         }
         plan, best = self._choose(search, options, before, ctx)
         if best is None:
-            ctx.rewrites.clear()
+            ctx.withdraw(mark)
             return {"shared": 0, "tied": tied, "reason": "8 bits in every weight cost more than the budget allows"}
         rows = _account(search, plan)
         _write(model, search, plan, best)
