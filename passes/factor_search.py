@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,15 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.split import hold_out
 from onnxcomp.concrete import concrete_types
-from onnxcomp.errors import DataError
 from onnxcomp.graph import Model
 from onnxcomp.macs import count_macs
 from onnxcomp.manager import Context
+from onnxcomp.pass_options import matches
 from onnxcomp.passes import dim_grid
 from onnxcomp.passes.dim_replay import piece
 from onnxcomp.passes.dim_sites import Site, collect_grams, sites
 from onnxcomp.passes.factor_sites import Pair, apply, candidates, time_ratio
-from onnxcomp.passes.judge import Judge, acceptable
+from onnxcomp.passes.judge import Judge, acceptable, held_out
 from onnxcomp.passes.sparse_plan import Curve, allocate
 
 if TYPE_CHECKING:
@@ -178,10 +177,7 @@ class Search:
         return self._judge(_JUDGED)
 
     def _judge(self, samples: int) -> Judge | None:
-        try:
-            return Judge(self.model, self.held, samples=samples, threads=self.ctx.threads)
-        except DataError:  # too few samples to hold one out
-            return None
+        return held_out(self.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- options ---
 
@@ -210,9 +206,9 @@ class Search:
 
     def _wanted(self, site: Site) -> bool:
         given = [site.view.weight.name, site.node.label]
-        if self.options.only and not _matches(given, self.options.only):
+        if self.options.only and not matches(given, self.options.only):
             return False
-        return not _matches(given, self.options.skip)
+        return not matches(given, self.options.skip)
 
     def _closest(self, pairs: Sequence[Pair]) -> Pair:
         """The scheme that loses least at the same cost."""
@@ -271,10 +267,6 @@ def _planned(found: Sequence[Sequence[_Choice]], curves: Sequence[Curve], saving
         if place:
             chosen.append(choices[place - 1])
     return chosen
-
-
-def _matches(given: Sequence[str], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name in given for glob in globs)
 
 
 def _rewrite(choice: _Choice) -> str:

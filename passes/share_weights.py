@@ -29,6 +29,7 @@ from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_search import Candidate, SharingSearch, row_scales
 from onnxcomp.passes.share_storage import Key, by_key, store_codes
 from onnxcomp.passes.weight_only import rebuild
+from onnxcomp.serde import stored_bytes
 
 __all__ = ["ShareWeights"]
 
@@ -96,7 +97,7 @@ class ShareWeights(Pass):
         )  # fmt: skip
         if not search.weights:
             return {"shared": 0, "tied": tied}
-        before = len(model.to_bytes())
+        before = stored_bytes(model)
         options = {
             key: search.options(w, self.form, _BITS if self.bits is None else range(self.bits, self.bits + 1))
             for key, w in search.weights.items()
