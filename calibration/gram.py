@@ -44,7 +44,8 @@ class Gram:
     def add(self, x: Array) -> None:
         """Take rows in: [groups, rows, K]. The rows of one call are summed in floating point, calls exactly."""
         if x.shape[0] == 1:  # one large product: the matrix library takes it in two dimensions only
-            self.sum_products.add((x[0].T @ x[0])[None])
+            rows = x[0].astype(np.result_type(x, np.float32), copy=False)  # squares leave the range of float16
+            self.sum_products.add((rows.T @ rows)[None])
         else:
             wide = x.astype(np.float64)
             self.sum_products.add(np.matmul(wide.transpose(0, 2, 1), wide))

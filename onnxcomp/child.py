@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,6 +50,7 @@ def run(
     *,
     memory_bytes: int | None = None,
     seconds: float | None = None,
+    cpu_seconds: float | None = None,
 ) -> dict[str, Any]:
     """Call `target` ("package.module:function") as function(job, emit) in a fresh process and return its
     dict.
@@ -57,10 +59,11 @@ def run(
     passes to `emit` arrives at `on_event`. The child ends with this call, whatever ends it: Ctrl-C included.
     `memory_bytes` limits the address space that the function may take: files that it maps count, the module
     that holds it does not. Systems without /proc and RLIMIT_AS ignore it. `seconds` limits the wall time,
-    start included.
+    start included; `cpu_seconds` the processor time of the function, in all threads, to the next whole second:
+    other programs do not use it up. Systems without RLIMIT_CPU ignore it, so give `seconds` beside it.
 
     Raises what the function raised if that is an OnnxcompError, ResourceError for a MemoryError, OnnxcompError
-    itself for any other exception, ChildCrashError if the process died, and TimeoutError after `seconds`.
+    itself for any other exception, ChildCrashError if the process died, and TimeoutError if the time is over.
     """
     command = [sys.executable, "-P", "-m", "onnxcomp.child", target]
     with tempfile.TemporaryFile() as log:
@@ -75,7 +78,7 @@ def run(
         )
         with process, _Deadline(process, seconds) as deadline:
             try:
-                message = json.dumps({"job": dict(job), "memory_bytes": memory_bytes, "seconds": seconds})
+                message = json.dumps({"job": dict(job), "limits": [memory_bytes, seconds, cpu_seconds]})
                 answer = _converse(process, message, on_event)
                 process.wait()
             finally:
@@ -84,8 +87,10 @@ def run(
             return dict(answer["result"])
         if "error" in answer:
             raise _error(answer)
-        if deadline.passed or process.returncode == -getattr(signal, "SIGXCPU", 0):
+        if deadline.passed:
             raise TimeoutError(f"it took longer than {seconds:g} s")
+        if process.returncode == -getattr(signal, "SIGXCPU", 0):
+            raise TimeoutError(f"it took more than {cpu_seconds or seconds:g} s of processor time")
         log.seek(0)
         raise _crash(process.returncode, log.read().decode("utf-8", "replace"))
 
@@ -170,10 +175,10 @@ def main() -> None:
 
     module, _, function = sys.argv[1].partition(":")
     request = json.load(sys.stdin)
-    memory_bytes = request["memory_bytes"]
+    memory_bytes = request["limits"][0]
     try:
         call = getattr(importlib.import_module(module), function)
-        _limit(memory_bytes, request["seconds"])
+        _limit(*request["limits"])
         answer = {"result": call(request["job"], lambda e: send({"event": e}))}
     except errors.OnnxcompError as error:
         answer = {"error": type(error).__name__, "message": str(error)}
@@ -187,9 +192,10 @@ def main() -> None:
     os._exit(0)  # no tear-down of native libraries: it takes time and some crash in it
 
 
-def _limit(memory_bytes: int | None, seconds: float | None) -> None:
-    """Set soft limits. That on CPU time ends a child that lost its parent."""
-    if memory_bytes is None and seconds is None:
+def _limit(memory_bytes: int | None, seconds: float | None, cpu_seconds: float | None) -> None:
+    """Set soft limits. That on CPU time, from `seconds` if it is not limited itself, ends a child that lost its parent.
+    """
+    if memory_bytes is None and seconds is None and cpu_seconds is None:
         return
     try:
         import resource
@@ -202,9 +208,12 @@ def _limit(memory_bytes: int | None, seconds: float | None) -> None:
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         most = used + memory_bytes if hard == resource.RLIM_INFINITY else min(used + memory_bytes, hard)
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-    if seconds is not None:
-        most = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds) * (os.cpu_count() or 1) + 1, most))
+    if cpu_seconds is None and seconds is not None:
+        cpu_seconds = seconds * (os.cpu_count() or 1) + 1
+    if cpu_seconds is not None:
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        most = math.ceil(time.process_time() + cpu_seconds)
+        resource.setrlimit(resource.RLIMIT_CPU, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 if __name__ == "__main__":

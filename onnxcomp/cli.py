@@ -108,7 +108,7 @@ def _json(data: Any) -> str:
 
 
 def _fail(message: str, code: int, *, traceback: bool) -> int:
-    from onnxcomp.cli_text import plain
+    from onnxcomp.wording import plain
 
     if traceback:
         _print_traceback()

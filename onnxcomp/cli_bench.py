@@ -10,8 +10,8 @@ from rich.table import Table
 
 from onnxcomp.cli_layout import remarks, say, table
 from onnxcomp.cli_tables import int8_text, speed_text
-from onnxcomp.cli_text import count, number, percent, plain, short_names, size
 from onnxcomp.providers import short_name
+from onnxcomp.wording import count, number, percent, plain, short_names, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable

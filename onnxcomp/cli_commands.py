@@ -127,7 +127,7 @@ def inspect(args: argparse.Namespace, progress: Progress) -> Outcome:
 
 def report(args: argparse.Namespace, progress: Progress) -> Outcome:
     from onnxcomp import api, cli_layout
-    from onnxcomp.cli_text import plain, size
+    from onnxcomp.wording import plain, size
 
     path = api.write_report(args.source, args.output, force=bool(args.force))
     written = path.stat().st_size

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxcomp.cli_text import plain
+from onnxcomp.wording import plain
 
 __all__ = ["Output", "remarks", "say", "table", "verdict"]
 

@@ -13,10 +13,10 @@ from typing import Any
 from rich.console import Console
 
 from onnxcomp.cli_layout import say, table
-from onnxcomp.cli_text import plain
 from onnxcomp.errors import UsageError
 from onnxcomp.manager import Pass
 from onnxcomp.registry import load_pass
+from onnxcomp.wording import plain
 
 __all__ = ["describe", "listed", "show_list", "show_one"]
 

@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from onnxcomp.cli_text import plain
+from onnxcomp.wording import plain
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar

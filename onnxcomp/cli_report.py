@@ -9,7 +9,7 @@ from rich.table import Table
 
 from onnxcomp.cli_layout import remarks, say, table, verdict
 from onnxcomp.cli_tables import int8_text, speed_text
-from onnxcomp.cli_text import (
+from onnxcomp.wording import (
     count,
     interval,
     milliseconds,

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcomp.cli_layout import remarks, say, table
-from onnxcomp.cli_text import (
+from onnxcomp.timing import SAME
+from onnxcomp.wording import (
     count,
     dimensions,
     interval,
@@ -18,7 +19,6 @@ from onnxcomp.cli_text import (
     ratio,
     size,
 )
-from onnxcomp.timing import SAME
 
 if TYPE_CHECKING:
     from onnxcomp.bench_results import ModelTiming

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from onnxcomp.cli_layout import say, table
-from onnxcomp.cli_text import count, number, plain
+from onnxcomp.wording import count, number, plain
 
 if TYPE_CHECKING:
     from onnxcomp.bisection import Bisection

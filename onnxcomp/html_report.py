@@ -70,7 +70,7 @@ def _validate(data: Any, path: Path) -> None:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    from onnxcomp.cli_text import plain
+    from onnxcomp.wording import plain
 
     error = best_match(Draft202012Validator(json.loads(_resource("report.schema.json"))).iter_errors(data))
     if error is not None:

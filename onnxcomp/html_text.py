@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from onnxcomp.cli_text import count, dimensions, interval, milliseconds, number, percent, plain, size
+from onnxcomp.wording import count, dimensions, interval, milliseconds, number, percent, plain, size
 
 __all__ = [
     "Room", "cell", "change", "count", "dimensions", "interval", "milliseconds", "name", "number", "percent", "shorten",

@@ -8,7 +8,6 @@ from typing import Any
 from markupsafe import Markup
 
 from onnxcomp import html_plots
-from onnxcomp.cli_text import short_names, summarize
 from onnxcomp.html_layers import histograms, layers
 from onnxcomp.html_text import (
     Room,
@@ -26,6 +25,7 @@ from onnxcomp.html_text import (
     verbatim,
 )
 from onnxcomp.html_verdict import cards, verdict
+from onnxcomp.wording import short_names, summarize
 
 __all__ = ["view"]
 

@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, Self, get_type_hints
 
 from onnxcomp.errors import OnnxcompError, UsageError
 from onnxcomp.graph import Model, sort
+from onnxcomp.pass_options import convert, dashed, default, split, text_of
 from onnxcomp.registry import suggest
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["Context", "Effect", "Pass", "PassRecord", "Pipeline", "Refusal"]
 
 Effect = Literal["exact", "float", "lossy"]
-_WORDS = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
 
 
 @dataclass(frozen=True)
@@ -103,6 +101,10 @@ class Context:
         self.rewrites.append(what)
         return True
 
+    def withdraw(self, mark: int) -> None:
+        """Forget what was allowed since `rewrites` had `mark` entries: it was not done after all."""
+        del self.rewrites[mark:]
+
     def refuse(self, where: str, reason: str) -> None:
         """Record that a candidate is left alone, and why."""
         refusal = Refusal(where, reason)
@@ -137,8 +139,8 @@ class Pass(ABC):
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
 
     def __str__(self) -> str:
-        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != _default(f)]
-        return ":".join([self.name, *(f"{_dashed(f.name)}={_text(getattr(self, f.name))}" for f in changed)])
+        changed = [f for f in dataclasses.fields(self) if getattr(self, f.name) != default(f)]
+        return ":".join([self.name, *(f"{dashed(f.name)}={text_of(getattr(self, f.name))}" for f in changed)])
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> Self:
@@ -147,16 +149,16 @@ class Pass(ABC):
         Raises UsageError that lists the options there are.
         """
         hints = get_type_hints(cls)
-        known = {_dashed(f.name): f.name for f in dataclasses.fields(cls)}
+        known = {dashed(f.name): f.name for f in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for key, value in options.items():
-            if _dashed(key) not in known:
+            if dashed(key) not in known:
                 raise UsageError(
                     f"pass {cls.name!r} has no option {key!r}{suggest(key, known)}; "
                     f"it has: {', '.join(known) or 'no options'}"
                 )
-            name = known[_dashed(key)]
-            values[name] = _convert(value, hints[name], f"option {key!r} of pass {cls.name!r}")
+            name = known[dashed(key)]
+            values[name] = convert(value, hints[name], f"option {key!r} of pass {cls.name!r}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -194,7 +196,7 @@ class Pipeline:
                 parsed.append(item)
             elif isinstance(item, str):
                 if item.strip():
-                    parsed.append(_split(item.strip()))
+                    parsed.append(split(item.strip()))
             elif not isinstance(item, Mapping):
                 raise UsageError(f"{item!r} in passes is no pass: give a text or a table with the key name")
             else:
@@ -237,63 +239,3 @@ def run_pass(one: Pass, model: Model, ctx: Context) -> PassRecord:
         time.perf_counter() - begin,
         dict(details or {}),
     )
-
-
-def _split(text: str) -> tuple[str, dict[str, Any]]:
-    name, *options = text.split(":")
-    pairs: dict[str, Any] = {}
-    for option in options:
-        key, _, value = option.partition("=")
-        if option.isdigit() and pairs:  # no name is a number: the second half of a value such as 2:4
-            key, value = next(reversed(pairs)), f"{pairs[next(reversed(pairs))]}:{option}"
-        elif "=" not in option:
-            value = "true"
-        pairs[key] = value
-    return name, pairs
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")
-
-
-def _default(f: dataclasses.Field[Any]) -> Any:
-    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _convert(value: Any, kind: Any, what: str) -> Any:
-    """A value for an option of type `kind`; text is parsed, "none" where the type allows None, lists as "a+b"."""
-    origin = get_origin(kind)
-    if origin in (typing.Union, types.UnionType):
-        if value is None or value == "none":
-            return None
-        return _convert(value, next(a for a in get_args(kind) if a is not type(None)), what)
-    if origin is Literal:
-        if str(value) not in map(str, get_args(kind)):
-            raise UsageError(f"{what} is {value!r}; it can be {', '.join(map(str, get_args(kind)))}")
-        return next(a for a in get_args(kind) if str(a) == str(value))
-    if origin is tuple:
-        if isinstance(value, Mapping):  # a table of a recipe
-            value = [f"{key}={entry}" for key, entry in value.items()]
-        items = [p for p in value.split("+") if p] if isinstance(value, str) else list(value)
-        return tuple(_convert(i, get_args(kind)[0], what) for i in items)
-    if kind is bool:
-        word = value if isinstance(value, bool) else _WORDS.get(str(value).lower())
-        if word is None:
-            raise UsageError(f"{what} is {value!r}; it can be true or false")
-        return word
-    try:
-        return _percent(value) if kind is float else kind(value)
-    except (TypeError, ValueError):
-        raise UsageError(f"{what} is {value!r}; it must be of type {kind.__name__}") from None
-
-
-def _percent(value: Any) -> float:
-    """A number, or a share in percent: "1%" is 0.01."""
-    text = str(value)
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)

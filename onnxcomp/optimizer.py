@@ -19,9 +19,10 @@ from onnxcomp.bench import Benchmark
 from onnxcomp.environment import environment
 from onnxcomp.errors import ProviderError, UsageError, VerificationError
 from onnxcomp.job import Job
-from onnxcomp.layer_table import layer_table, layer_times
+from onnxcomp.layer_table import layer_table
 from onnxcomp.layer_values import look_inside
 from onnxcomp.layers import places
+from onnxcomp.node_times import attributed
 from onnxcomp.options import Options
 from onnxcomp.report import Report
 from onnxcomp.rival import compare_with_quantization
@@ -108,8 +109,8 @@ def _layers(job: Job, measured: Benchmark | None) -> dict[str, Any]:
     rows, omitted = layer_table(
         source[1],
         result[1],
-        original_times=layer_times(*source, nodes[0]),
-        optimized_times=layer_times(*result, nodes[1]),
+        original_times=attributed(source[0], [p.node for p in source[1]], nodes[0]),
+        optimized_times=attributed(result[0], [p.node for p in result[1]], nodes[1]),
         errors=inside.errors,
     )
     return {"layers": tuple(rows), "layers_omitted": omitted, "histograms": tuple(inside.histograms)}

@@ -23,9 +23,10 @@ from onnxcomp.storage import decoded_bytes
 
 __all__ = ["inspect_contained", "probe"]
 
-_SECONDS = 10.0
-_SCANS = 20  # times what the scan took: that grows with the graph and with how slow the machine is
+_SECONDS = 10.0  # of processor time
+_SCANS = 20  # times what the scan took: that grows with the graph and with how slow the processor is
 _BYTES_PER_SECOND = 10e6
+_PATIENCE = 6  # times that by the clock: what only waits ends too, and a busy machine may be slow
 _MEMORY_BYTES = 1 << 30
 _MEMORY_RATIO = 6  # of the files: the weights as they are read, prepacked, and folded
 
@@ -69,17 +70,17 @@ def _probe(path: str, allow_symlinks: bool, state: tuple[int, ...]) -> None:
 
 def _contained(target: str, path: str, *, allow_symlinks: bool) -> dict[str, Any]:
     """Scan a model file, then call a function on it in a child process with limits that go with its size."""
-    begin = time.perf_counter()
+    begin = time.process_time()
     model = io.load(path, allow_symlinks=allow_symlinks)
-    scan = time.perf_counter() - begin
+    scan = time.process_time() - begin
     size = io.model_bytes(Path(path)) + decoded_bytes(model)
     seconds = _SECONDS + _SCANS * scan + size / _BYTES_PER_SECOND
     memory = _MEMORY_BYTES + _MEMORY_RATIO * size
     job = {"path": path, "allow_symlinks": allow_symlinks}
     try:
-        return child.run(target, job, memory_bytes=memory, seconds=seconds)
+        return child.run(target, job, memory_bytes=memory, seconds=_PATIENCE * seconds, cpu_seconds=seconds)
     except TimeoutError as error:
-        raise ModelError(f"native code was not done with {path} after {seconds:.0f} s; it may never end") from error
+        raise ModelError(f"native code was not done with {path}: {error}; it may never end") from error
     except child.ChildCrashError as crash:
         if crash.killed:
             raise ResourceError(f"the process that tried {path} was killed, most likely for want of memory") from crash

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from onnxcomp.weights import Weight
 
 __all__ = [
-    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "node_times", "open_session",
+    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "open_session",
     "optimized_graph", "provider_name", "runtime_version",
 ]  # fmt: skip
 
@@ -212,19 +212,6 @@ def executed_kernels(
 ) -> list[Kernel]:
     """The kernels of `execution`, most expensive first."""
     return execution(model, feeds, provider=provider, threads=threads, runs=runs).kernels
-
-
-def node_times(
-    model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 9
-) -> dict[str, float]:
-    """Microseconds per run of each node that ran, by its name, from `execution`.
-
-    Optimizations replace nodes: the names are those of what is left, mostly the old one with something behind it.
-    """
-    found: dict[str, float] = {}
-    for ran in execution(model, feeds, provider=provider, threads=threads, runs=runs).runs:
-        found[ran.name] = found.get(ran.name, 0.0) + ran.microseconds
-    return found
 
 
 def _assigned(native: Any) -> tuple[tuple[str, str, str], ...] | None:

@@ -28,6 +28,7 @@ __all__ = [
     "import_model",
     "inline",
     "slots",
+    "stored_bytes",
     "to_bytes",
 ]
 
@@ -39,6 +40,12 @@ def from_proto(proto: onnx.ModelProto) -> Model:
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
     return import_model(copy, Weight.from_proto)
+
+
+def stored_bytes(model: Model) -> int:
+    """Bytes of the model's file, without writing it."""
+    proto, payloads = export_model(model)
+    return int(proto.ByteSize()) + sum(p.nbytes for p in payloads)
 
 
 def to_bytes(model: Model) -> bytes:

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.manager import Pass, Pipeline
-from onnxcomp.serde import export_model
+from onnxcomp.serde import stored_bytes
 
 if TYPE_CHECKING:
-    from onnxcomp.graph import Model
     from onnxcomp.job import Job
 
-__all__ = ["shrink", "stored_bytes"]
+__all__ = ["shrink"]
 
 _WAYS = ("share-weights", "prune-weights:ratio=0.5,share-weights", "quantize:mode=weights")
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
@@ -55,12 +54,6 @@ def shrink(job: Job) -> None:
         job.restore(best.state)
     if lost and best is not None:
         job.notes.append(f"larger, or outside the budget: {'; '.join(lost)}")
-
-
-def stored_bytes(model: Model) -> int:
-    """Bytes of the model's file, without writing it."""
-    proto, payloads = export_model(model)
-    return int(proto.ByteSize()) + sum(p.nbytes for p in payloads)
 
 
 def _ways(job: Job) -> Iterator[str]:

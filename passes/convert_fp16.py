@@ -55,6 +55,7 @@ class ConvertFp16(Pass):
     skip: tuple[str, ...] = ()
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
+        mark = len(ctx.rewrites)
         chosen, candidates = self._choose(model, ctx)
         details: dict[str, Any] = {}
         if chosen and ctx.data is not None:
@@ -62,7 +63,7 @@ class ConvertFp16(Pass):
             details["sqnr_db"] = round(score, 2)
         chosen = _loadable(model, chosen, ctx)
         if not chosen:
-            ctx.rewrites.clear()
+            ctx.withdraw(mark)
             return {"float16": 0}
         model.become(_converted(model, chosen))
         return {"float16": len(chosen), "float32": candidates - len(chosen), **details}

@@ -11,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.split import hold_out
-from onnxcomp.errors import DataError, VerificationError
+from onnxcomp.errors import VerificationError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
+from onnxcomp.node_times import node_times
 from onnxcomp.passes.dim_account import plan_table, prune_map
 from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid, time_ratio
-from onnxcomp.passes.dim_latency import node_times
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import removal_error
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judge, acceptable
+from onnxcomp.passes.judge import Judge, acceptable, held_out
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -37,6 +37,7 @@ _PROVEN = 1e-3  # largest difference, relative to the largest output value, that
 _PROBED, _JUDGED = 128, 512  # held-out samples that single groups and whole candidates are judged on
 _FASTER = 0.98  # share of the time below which a model counts as faster
 _PROBES = (0.25, 0.5, 0.75)  # shares of a group that go when it is measured alone
+_PROFILED = 30  # runs that times of nodes are the median of
 _TRIALS = 6  # measurements for a latency
 _SHARES = tuple(s / 100 for s in range(95, 15, -5))  # work that stays, tried for a drop
 
@@ -164,7 +165,8 @@ class Search:
         """Microseconds of each node in one run, where a budget is about time."""
         if self.options.latency is None:
             return {}
-        return node_times(self.coupling.model, self.coupling.probe.feeds, threads=self.ctx.threads)
+        feeds = self.coupling.probe.feeds
+        return node_times(self.coupling.model, feeds, threads=self.ctx.threads, runs=_PROFILED).by_node
 
     # --- curves ---
 
@@ -220,12 +222,7 @@ class Search:
         return self._judge(_JUDGED)
 
     def _judge(self, samples: int) -> Judge | None:
-        if self.held is None or self.held.length == 0:
-            return None
-        try:
-            return Judge(self.coupling.model, self.held, samples=samples, threads=self.ctx.threads)
-        except DataError:  # a stream of unknown length with too few batches to hold one out
-            return None
+        return held_out(self.coupling.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- candidates ---
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,15 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.split import hold_out
 from onnxcomp.concrete import concrete_types
-from onnxcomp.errors import DataError
 from onnxcomp.graph import Model
 from onnxcomp.macs import count_macs
 from onnxcomp.manager import Context
+from onnxcomp.pass_options import matches
 from onnxcomp.passes import dim_grid
 from onnxcomp.passes.dim_replay import piece
 from onnxcomp.passes.dim_sites import Site, collect_grams, sites
 from onnxcomp.passes.factor_sites import Pair, apply, candidates, time_ratio
-from onnxcomp.passes.judge import Judge, acceptable
+from onnxcomp.passes.judge import Judge, acceptable, held_out
 from onnxcomp.passes.sparse_plan import Curve, allocate
 
 if TYPE_CHECKING:
@@ -75,6 +74,7 @@ class Search:
         """Factorize `model` in place; details for the report."""
         found = self._choices()
         best = self._best(found) if found else None
+        mark = len(self.ctx.rewrites)
         chosen = [] if best is None else [c for c in best.chosen if self.ctx.allow(_rewrite(c))]
         if best is None or not chosen:
             return {"factorized": 0, "reason": "no operator gains enough from being split"}
@@ -85,7 +85,7 @@ class Search:
             time = dim_grid.time_ratio(self.model, best.model, self.feeds, threads=self.ctx.threads)
             if self.options.searching and time > _GAIN:
                 self.ctx.refuse("the model", f"with all pairs it takes {time:.2f} of the time on this machine: no gain")
-                del self.ctx.rewrites[-len(chosen) :]
+                self.ctx.withdraw(mark)
                 return {"factorized": 0, "reason": "the pairs are faster alone, the model is not"}
         before = self._costs(self.model)
         self.model.become(best.model)
@@ -177,10 +177,7 @@ class Search:
         return self._judge(_JUDGED)
 
     def _judge(self, samples: int) -> Judge | None:
-        try:
-            return Judge(self.model, self.held, samples=samples, threads=self.ctx.threads)
-        except DataError:  # too few samples to hold one out
-            return None
+        return held_out(self.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- options ---
 
@@ -209,9 +206,9 @@ class Search:
 
     def _wanted(self, site: Site) -> bool:
         given = [site.view.weight.name, site.node.label]
-        if self.options.only and not _matches(given, self.options.only):
+        if self.options.only and not matches(given, self.options.only):
             return False
-        return not _matches(given, self.options.skip)
+        return not matches(given, self.options.skip)
 
     def _closest(self, pairs: Sequence[Pair]) -> Pair:
         """The scheme that loses least at the same cost."""
@@ -270,10 +267,6 @@ def _planned(found: Sequence[Sequence[_Choice]], curves: Sequence[Curve], saving
         if place:
             chosen.append(choices[place - 1])
     return chosen
-
-
-def _matches(given: Sequence[str], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name in given for glob in globs)
 
 
 def _rewrite(choice: _Choice) -> str:

@@ -14,9 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcomp.graph import Model
+from onnxcomp.macs import count_macs
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
-from onnxcomp.shapes import infer
 
 __all__ = ["rescue", "tail_in_float"]
 
@@ -63,18 +63,7 @@ def _with_float(best: Candidate, units: list[Unit]) -> Decisions:
 
 
 def _shares(units: list[Unit], model: Model) -> dict[str, float]:
-    """Share of the multiplications of each weighted unit, by weight size and output positions."""
-    shapes = infer(model)
-    sizes = {n.outputs[0].name: shapes[n.outputs[0]].shape for n in model.graph.nodes}
-    macs = {u.key: _macs(u, sizes.get(u.key)) for u in units}
-    total = sum(macs.values()) or 1.0
-    return {key: value / total for key, value in macs.items()}
-
-
-def _macs(unit: Unit, shape: tuple[int | str | None, ...] | None) -> float:
-    assert unit.view is not None
-    count = float(np.prod(unit.view.weight.shape))
-    if unit.view.op == "Conv" and shape is not None:
-        for dim in shape[2:]:
-            count *= dim if isinstance(dim, int) else 1
-    return count
+    """Share of the multiplications of each weighted unit; 1 where they are not known."""
+    counted = {node.outputs[0].name: macs for node, macs in count_macs(model).nodes.items()}
+    total = sum(counted.get(u.key, 0) for u in units) or 1
+    return {u.key: counted.get(u.key, total) / total for u in units}

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.runner import expose
+from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
 
-__all__ = ["Judge", "acceptable"]
+__all__ = ["Judge", "acceptable", "held_out"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
@@ -31,6 +32,16 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
     """
     sqnr, drop = score
     return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
+
+
+def held_out(reference: Model, data: Dataset | None, *, samples: int, threads: int) -> Judge | None:
+    """A judge on data that were held out; None if there are none."""
+    if data is None or data.length == 0:
+        return None
+    try:
+        return Judge(reference, data, samples=samples, threads=threads)
+    except DataError:  # a stream of unknown length with too few batches to hold one out
+        return None
 
 
 class Judge:

@@ -8,7 +8,6 @@ model is faster with it, in interleaved runs.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.graph import Model, producer
+from onnxcomp.node_times import node_times
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
-from onnxcomp.runtime import node_times, open_session
+from onnxcomp.runtime import open_session
 
 __all__ = ["drop_slow_groups", "speed_ratio"]
 
@@ -29,7 +29,7 @@ Build = Callable[[Decisions], Candidate]
 Feeds = Mapping[str, Array]
 _ROUNDS = 8
 _GAIN = 1.05  # times as fast as before that a proposal has to be: less may be the mood of the machine
-_REPLACED = re.compile(r"(_nchwc|_token_\d+|/duplicated)+$")  # behind the name of a node that optimizers replaced
+_PROFILED = 9  # runs
 _PAIRS, _SECONDS = 15, 0.6  # at least, and at most once there are these
 
 
@@ -75,26 +75,11 @@ def _times(model: Model, feeds: Feeds, threads: int) -> dict[str, float]:
 
     What ONNX Runtime adds for its own layouts is spread over the convolutions, by their time: they ask for it.
     """
-    copy = model.copy()
-    for node in copy.graph.nodes:
-        node.name = node.outputs[0].name
-    convolutions = {n.name for n in copy.graph.nodes if n.op == "Conv"}
-    known = {n.name for n in copy.graph.nodes}
-    found: dict[str, float] = {}
-    added = 0.0
-    for name, microseconds in node_times(copy, feeds, threads=threads).items():
-        own = name if name in known else _REPLACED.sub("", name)
-        if own in known:
-            found[own] = found.get(own, 0.0) + microseconds
-        else:
-            added += microseconds
-    for node in copy.graph.nodes:  # a fused activation gave the kernel its name
-        if node.op == "Conv" and node.name not in found and len(node.outputs[0].outputs) == 1:
-            found[node.name] = found.pop(node.outputs[0].outputs[0].name, 0.0)
-    asking = {n: t for n, t in found.items() if n in convolutions}
-    for name, microseconds in asking.items():
-        found[name] += added * microseconds / max(sum(asking.values()), 1e-9)
-    return found
+    times = node_times(model, feeds, threads=threads, runs=_PROFILED)
+    found = {node.outputs[0].name: us for node, us in times.by_node.items()}
+    asking = {n.outputs[0].name: us for n, us in times.by_node.items() if n.op == "Conv"}
+    added, spent = times.total - sum(found.values()), sum(asking.values())
+    return found | {name: us * (1 + added / max(spent, 1e-9)) for name, us in asking.items()}
 
 
 def _slow(best: Candidate, floats: Mapping[str, float], feeds: Feeds, threads: int) -> set[str]:

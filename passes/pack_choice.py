@@ -21,7 +21,7 @@ from onnxcomp.passes.codec_functions import decoder
 from onnxcomp.storage import DOMAIN, OPSET, VERSION
 
 Array = npt.NDArray[Any]
-__all__ = ["Site", "choose", "plain_bytes", "stored_bytes"]
+__all__ = ["Site", "choose", "estimated_bytes", "plain_bytes", "stored_bytes"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,14 @@ def stored_bytes(constant: Constant, plan: Plan, number: int) -> int:
     for (letter, shape), name in zip(plan.shapes.items(), names, strict=True):
         size += _tensor_bytes(name, kinds[letter], shape, _elements(shape))
     return size + (constant.weight.nbytes // constant.weight.size - 1) * _elements(plan.shapes["t"])
+
+
+def estimated_bytes(count: int, used: int, bits: int) -> int:
+    """About what `count` elements of `bits` each take, all or behind a bitmap the `used` ones that are not zero.
+
+    For plans and accounts, before there are values to encode; codebooks and names come on top.
+    """
+    return (min(count * bits, count + used * bits) + 7) // 8
 
 
 def plain_bytes(constant: Constant) -> int:

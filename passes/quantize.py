@@ -95,7 +95,7 @@ class Quantize(Pass):
         if layout is CPU and _has_half(model):
             model = widened(model)  # the CPU provider computes float16 in float32 anyway, with conversions
         plan = layout.place(model, model.graph, infer(model), ctx, keep_float=self.skip, ops=self.ops)
-        skip = set(self.skip)
+        skip, mark = set(self.skip), len(ctx.rewrites)
         skip |= {u.key for u in plan.units if u.view is not None and not ctx.allow(f"{u.label} to int8")}
         if not any(u.view is not None and u.key not in skip for u in plan.units):
             return {"quantized": 0}
@@ -104,7 +104,7 @@ class Quantize(Pass):
         search = Search(model, ctx, self, Judge(model, held, threads=ctx.threads), fit, layout)
         best = search.run(frozenset(skip))
         if not any(u.view is not None for u in best.units):
-            ctx.rewrites.clear()
+            ctx.withdraw(mark)
             return {"quantized": 0, "reason": "8 bits cost more than the budget allows in every part of the model"}
         original.become(best.model)
         return search.account(best)

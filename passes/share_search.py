@@ -24,12 +24,13 @@ from onnxcomp.manager import Context
 from onnxcomp.passes.bit_plan import Form, Option, Plan
 from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, plain, shrunk
 from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.share_bias import set_bias, takes_bias
 from onnxcomp.passes.share_refit import Task, refit, tasks
 from onnxcomp.passes.share_sites import Weight, find_weights, moments
 from onnxcomp.passes.share_storage import Key, by_key, plain_form
 
-__all__ = ["Candidate", "SharingSearch", "stored_bytes"]
+__all__ = ["Candidate", "SharingSearch"]
 
 Array = npt.NDArray[Any]
 _PROBE = 3  # bits at which gain and sensitivity are measured
@@ -50,15 +51,6 @@ class Candidate:
     score: float = float("-inf")
     drop: float = float("inf")
     steps: Mapping[str, float] = field(default_factory=dict)
-
-
-def stored_bytes(count: int, used: int, bits: int, entry: int, scales: int) -> float:
-    """Bytes of a weight of `count` elements with `bits` each, or with a bitmap and `bits` for each of `used` ones.
-
-    The codebook has 2^bits entries of `entry` bytes, and there are `scales` float32 scales.
-    """
-    dense, sparse = count * bits, count + used * bits
-    return float(min(dense, sparse) / 8 + 2**bits * entry + 4 * scales)
 
 
 class SharingSearch:
@@ -148,12 +140,13 @@ class SharingSearch:
         return found
 
     def size(self, weight: Weight, form: Form, bits: int) -> float:
-        """Estimated bytes in the file."""
+        """Estimated bytes in the file: codes, a codebook of 2^bits entries, and float32 scales."""
         free = weight.free
         count = weight.constant.weight.size
         used = count if free is None else int(np.count_nonzero(free))
         scales = int(np.prod(weight.rows.shape[:2])) if form == "channels" else 0
-        return stored_bytes(count, used, bits, weight.constant.dtype.itemsize if form == "tensor" else 1, scales)
+        entry = weight.constant.dtype.itemsize if form == "tensor" else 1
+        return float(estimated_bytes(count, used, bits) + 2**bits * entry + 4 * scales)
 
     def fitted(self, weight: Weight, form: Form, bits: int) -> Shared:
         """The weight's own best codebook."""

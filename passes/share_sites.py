@@ -12,7 +12,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,10 +22,12 @@ from onnxcomp.calibration.gram import Gram, pick
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Model, Node
 from onnxcomp.linear import linear
+from onnxcomp.pass_options import matches
 from onnxcomp.passes.dim_sites import Site
 from onnxcomp.passes.dim_transposed import equivalent, representable, turned_back
 from onnxcomp.passes.rounding import as_rows, from_rows
 from onnxcomp.passes.share_storage import Key, by_key
+from onnxcomp.passes.sparse_patterns import held_zeros
 
 __all__ = ["Reader", "Weight", "find_weights", "moments"]
 
@@ -34,7 +35,6 @@ Array = npt.NDArray[Any]
 _MIN_ELEMENTS = 256  # below, a codebook takes more room than it saves
 _MAX_LENGTH = 4608
 _ROWS_PER_ENTRY, _MOST_ROWS = 12, 24000
-_SPARSE = 0.25  # share of exact zeros from which they are deliberate
 _RECURRENT = ("LSTM", "GRU", "RNN")
 # In the constants of other operators (a window, a table of positions) every single entry may count.
 _WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *_RECURRENT})
@@ -115,10 +115,9 @@ class Weight:
 
     @property
     def free(self) -> Array | None:
-        """Where the weight is not zero, in rows, if a quarter of it is zero: those zeros were put there."""
-        rows = self.layout.rows(self.constant.values)
-        used = rows != 0
-        return used if np.count_nonzero(used) <= (1 - _SPARSE) * used.size else None
+        """Where the weight is not zero, in rows, if its zeros were put there on purpose: see `held_zeros`."""
+        zeros = held_zeros(self.layout.rows(self.constant.values))
+        return None if zeros is None else ~zeros
 
     @property
     def site(self) -> Site | None:
@@ -139,14 +138,10 @@ def find_weights(model: Model, only: tuple[str, ...] = (), skip: tuple[str, ...]
             continue
         readers = tuple(_reader(model, node, item) for node in nodes)
         names = [name, *(r.node.label for r in readers)]
-        if (only and not _matches(names, only)) or _matches(names, skip):
+        if (only and not matches(names, only)) or matches(names, skip):
             continue
         found.append(Weight(key, item, readers))
     return found
-
-
-def _matches(names: list[str], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _reader(model: Model, node: Node, item: Constant) -> Reader:

@@ -29,6 +29,7 @@ from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_search import Candidate, SharingSearch, row_scales
 from onnxcomp.passes.share_storage import Key, by_key, store_codes
 from onnxcomp.passes.weight_only import rebuild
+from onnxcomp.serde import stored_bytes
 
 __all__ = ["ShareWeights"]
 
@@ -89,20 +90,21 @@ class ShareWeights(Pass):
             )
         tied = merge_initializers(model, ctx)
         data, held = _parts(ctx.data)
+        mark = len(ctx.rewrites)
         search = SharingSearch(
             model, ctx, data, held,
             only=self.only, skip=self.skip, second_order=self.assignment == "second-order",
         )  # fmt: skip
         if not search.weights:
             return {"shared": 0, "tied": tied}
-        before = len(model.to_bytes())
+        before = stored_bytes(model)
         options = {
             key: search.options(w, self.form, _BITS if self.bits is None else range(self.bits, self.bits + 1))
             for key, w in search.weights.items()
         }
         plan, best = self._choose(search, options, before, ctx)
         if best is None:
-            ctx.rewrites.clear()
+            ctx.withdraw(mark)
             return {"shared": 0, "tied": tied, "reason": "8 bits in every weight cost more than the budget allows"}
         rows = _account(search, plan)
         _write(model, search, plan, best)

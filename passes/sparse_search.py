@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,12 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.calibration.split import hold_out
-from onnxcomp.errors import DataError, UsageError
+from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
-from onnxcomp.passes.judge import Judge, acceptable
+from onnxcomp.pass_options import matches
+from onnxcomp.passes.judge import Judge, acceptable, held_out
+from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.sparse_moments import collect_moments, second_moment
 from onnxcomp.passes.sparse_operands import Operand, expose_states, operands, rewrite
 from onnxcomp.passes.sparse_patterns import Pattern
@@ -58,9 +59,9 @@ class Search:
 
     def _wanted(self, operand: Operand) -> bool:
         names = [operand.key, *(n.label for n in operand.nodes)]
-        if self.options.only and not _matches(names, self.options.only):
+        if self.options.only and not matches(names, self.options.only):
             return False
-        if _matches(names, self.options.skip):
+        if matches(names, self.options.skip):
             return False
         _, length, outputs = operand.shape
         why = self.pattern.misfit(outputs, length // operand.taps)
@@ -89,7 +90,7 @@ class Search:
         """Sparsities that the options give by name."""
         found: dict[str, float] = {}
         for glob, ratio in self.options.per_weight().items():
-            hits = [o for o in self.operands if _matches([o.key, *(n.label for n in o.nodes)], (glob,))]
+            hits = [o for o in self.operands if matches([o.key, *(n.label for n in o.nodes)], (glob,))]
             if not hits:
                 raise UsageError(f"pass 'prune-weights': no weight or node that can be pruned is called {glob!r}")
             found.update((o.key, self.pattern.fixed or ratio if ratio else 0.0) for o in hits)
@@ -191,12 +192,7 @@ class Search:
         return self._judge(_JUDGED)
 
     def _judge(self, samples: int) -> Judge | None:
-        if self.held is None or self.held.length == 0:
-            return None
-        try:
-            return Judge(self.model, self.held, samples=samples, threads=self.ctx.threads)
-        except DataError:  # a stream of unknown length with too few batches to hold one out
-            return None
+        return held_out(self.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- candidates ---
 
@@ -264,7 +260,6 @@ class Search:
     def _row(self, operand: Operand, best: _Candidate) -> dict[str, Any]:
         values = operand.constant.values
         zeros = int(np.count_nonzero(values == 0))
-        packed = (values.size + 7) // 8 + (values.size - zeros) * values.itemsize
         pruned = best.plan.get(operand.key, 0.0) > 0
         error = best.errors.get(operand.key)
         with_moments = operand.key in self.grams or self.method == "magnitude"
@@ -278,7 +273,7 @@ class Search:
             "method": (self.method if with_moments else "magnitude") if pruned else None,
             "error": None if error is None else round(error, 6),
             "bytes": int(values.nbytes),
-            "bytes_packed": min(packed, int(values.nbytes)),
+            "bytes_packed": estimated_bytes(values.size, values.size - zeros, 8 * values.itemsize),
         }
 
     def _notes(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -293,10 +288,6 @@ class Search:
                 "it picks them shows in the log of an engine built with sparse weights allowed."
             )
         return notes
-
-
-def _matches(names: Sequence[str], globs: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, glob) for name in names for glob in globs)
 
 
 def _rewrite(operand: Operand, sparsity: float) -> str:

@@ -106,6 +106,14 @@ def test_a_call_that_does_not_end_is_stopped(function):
     assert time.monotonic() - begin < 10
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="RLIMIT_CPU of POSIX")
+def test_processor_time_is_limited_and_waiting_is_none():
+    with pytest.raises(TimeoutError, match=r"more than 0\.1 s of processor time"):
+        child.run("child_functions:spin", {}, seconds=60, cpu_seconds=0.1)
+    with pytest.raises(TimeoutError, match=r"longer than 1\.5 s"):
+        child.run("child_functions:wait", {}, seconds=1.5, cpu_seconds=0.1)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 @pytest.mark.parametrize(("name", "killed"), [("SIGSEGV", False), ("SIGKILL", True)])
 def test_a_crash_names_the_signal_and_the_last_words(name, killed):

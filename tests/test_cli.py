@@ -14,8 +14,8 @@ import onnx
 import pytest
 
 from onnxcomp.cli_commands import COMMANDS
-from onnxcomp.cli_text import count, number, size
 from onnxcomp.options import Options
+from onnxcomp.wording import count, number, size
 
 OPTIMIZE = ("optimize", "model.onnx", "--calib", "data.npz", "--bench-seconds", "0", "-q")
 

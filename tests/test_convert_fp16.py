@@ -247,3 +247,18 @@ def test_the_target_cuda_gets_half_precision_without_a_gpu(tmp_path: Path) -> No
     assert report.verification is not None
     assert report.verification.passed
     assert report.optimized["file_bytes"] < 0.6 * report.original["file_bytes"]
+
+
+def test_a_pass_that_converts_nothing_leaves_the_count_of_the_passes_before_it() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4] x) => (float[N, 4] y) {
+          y = Relu (x)
+        }"""
+    )
+    ctx = Context(target="cuda", rewrites=["an earlier pass"])
+
+    record = run_pass(Pipeline.parse("convert-fp16:keep=Relu").passes[0], model, ctx)
+
+    assert record.rewrites == 0
+    assert ctx.rewrites == ["an earlier pass"]

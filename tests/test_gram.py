@@ -138,3 +138,13 @@ def test_padding_for_same_upper_matches_the_runtime() -> None:
     y = np.einsum("gok,grk->rgo", w.reshape(1, 3, -1), rows).reshape(-1, 3)
     expected = open_session(m).run({"x": x})[0].transpose(0, 2, 3, 1).reshape(-1, 3)
     assert np.allclose(y, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_squares_of_half_precision_inputs_do_not_overflow(groups: int) -> None:
+    gram = Gram.empty(groups, 2)
+
+    gram.add(np.full((groups, 100, 2), 500.0, np.float16))
+
+    assert (gram.products == 100 * 500.0**2).all()
+    assert (gram.totals == 100 * 500.0).all()

@@ -9,14 +9,15 @@ import pytest
 
 from onnxcomp import io
 from onnxcomp.graph import Model
-from onnxcomp.layer_table import LayerTimes, layer_table, layer_times
+from onnxcomp.layer_table import layer_table
 from onnxcomp.layer_values import look_inside, quantized_ranges
 from onnxcomp.layers import Place, places
 from onnxcomp.macs import count_with_run
+from onnxcomp.node_times import NodeTimes, attributed
 from onnxcomp.placement import KernelRun
 from onnxcomp.runtime import execution
 
-NOTHING = LayerTimes({}, 0.0)
+NOTHING = NodeTimes({}, 0.0)
 NETWORK = """
 <ir_version: 8, opset_import: ["" : 17]>
 network (float[1, 2, 4, 4] x) => (float[1, 3] y) <
@@ -51,7 +52,7 @@ def _ran(name: str, op: str, us: float) -> KernelRun:
 
 
 def _times(model: Model, *nodes: KernelRun) -> dict[str, float]:
-    found = layer_times(model, _places(model), nodes)
+    found = attributed(model, [p.node for p in _places(model)], nodes)
     return {node.outputs[0].name: us for node, us in found.by_node.items()}
 
 
@@ -90,7 +91,7 @@ def test_the_profile_of_a_real_run_covers_its_convolutions():
     model = _model(NETWORK)
     nodes = execution(model, {"x": np.ones((1, 2, 4, 4), np.float32)}).runs
 
-    found = layer_times(model, _places(model), nodes)
+    found = attributed(model, [p.node for p in _places(model)], nodes)
 
     assert {n.outputs[0].name for n in found.by_node} == {"a", "c", "y"}
     assert 0 < sum(found.by_node.values()) <= found.total

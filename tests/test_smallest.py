@@ -11,7 +11,7 @@ from onnxcomp import io, optimize
 from onnxcomp import smallest as module
 from onnxcomp.report import Report
 from onnxcomp.runtime import open_session
-from onnxcomp.smallest import stored_bytes
+from onnxcomp.serde import stored_bytes
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 NAME = "digits_mlp"

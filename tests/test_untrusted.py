@@ -186,7 +186,7 @@ def test_a_file_is_probed_once_for_each_state(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("failure", "error", "message"),
     [
-        (TimeoutError(), ModelError, "may never end"),
+        (TimeoutError("it took longer"), ModelError, "it took longer; it may never end"),
         (child.ChildCrashError("signal SIGSEGV", False), ModelError, r"crashed on .*m\.onnx \(signal SIGSEGV\)"),
         (child.ChildCrashError("signal SIGKILL", True), ResourceError, "want of memory"),
     ],
@@ -195,7 +195,8 @@ def test_what_native_code_does_to_the_child_is_an_error_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception, error: type[Exception], message: str
 ) -> None:
     def fail(*_: object, **limits: float) -> None:
-        assert 10 <= limits["seconds"] < 20
+        assert 10 <= limits["cpu_seconds"] < 20
+        assert limits["seconds"] >= 60  # by the clock, on a machine that is busy with other things
         assert limits["memory_bytes"] >= 1 << 30
         raise failure
 

@@ -9,8 +9,8 @@ import pytest
 from onnxcomp import cli_layout
 from onnxcomp.cli_progress import Progress
 from onnxcomp.cli_tables import speed_text
-from onnxcomp.cli_text import count, interval, number, percent, plain, short_names, size, summarize, tally
 from onnxcomp.timing import SAME
+from onnxcomp.wording import count, interval, number, percent, plain, short_names, size, summarize, tally
 
 
 @pytest.mark.parametrize(
