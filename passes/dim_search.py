@@ -20,6 +20,8 @@ from onnxcomp.passes.dim_grid import measured_grid, time_ratio
 from onnxcomp.passes.dim_latency import node_times
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dim_readers import Reader
+from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
@@ -59,7 +61,7 @@ class Search:
         self.options = options
         self.ctx = ctx
         self.grid = options.grid or measured_grid()
-        self.sites = sites(coupling.model)
+        self.sites: list[Reader] = [*sites(coupling.model), *recurrent_sites(coupling.model)]
         self.groups = [g for g in coupling.groups if options.normalized or not g.averaged]
         for group in coupling.groups:
             if group.averaged and not options.normalized:
