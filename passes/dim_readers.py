@@ -27,6 +27,13 @@ class Reader(Protocol):
         """What its moments are found by: a node may hold more than one sum."""
 
     @property
+    def label(self) -> str: ...
+
+    @property
+    def number(self) -> int:
+        """Position of the node among those of the graph."""
+
+    @property
     def weight(self) -> Constant: ...
 
     @property
@@ -35,6 +42,10 @@ class Reader(Protocol):
 
     @property
     def groups(self) -> int: ...
+
+    @property
+    def outputs(self) -> int:
+        """Of all groups."""
 
     @property
     def length(self) -> int:
@@ -55,6 +66,15 @@ class Reader(Protocol):
 
     def patches(self, x: Array, rows: int, rng: np.random.Generator) -> Array:
         """What the rows of `matrix` are multiplied with at some output positions: [groups, at most `rows`, K]."""
+
+    def observed(self, value: Array, rows: int, rng: np.random.Generator) -> Array:
+        """y at the positions that `patches` takes for a generator in the same state, [at most `rows`, outputs].
+
+        `value` is `output`: the value that holds the output, or from which it follows.
+        """
+
+    @property
+    def output(self) -> Any: ...
 
     def kept_outputs(self, keep: Callable[[Any, int], Array]) -> Array:
         """Of the outputs of all groups, those that stay; `keep` gives the indices of an axis of a tensor that do."""

@@ -38,18 +38,31 @@ class Recurrent:
         return self.node, self.position
 
     @property
+    def label(self) -> str:
+        return f"{self.node.label} ({'W' if self.position == _INPUT else 'R'})"
+
+    @property
     def weight(self) -> Constant:
         found = self.node.inputs[self.position]
         assert isinstance(found, Constant)  # such are chosen
         return found
 
     @property
+    def output(self) -> Any:
+        """The gates have no name: what they add up follows from the input."""
+        return self.node.outputs[0] if self.position == _HIDDEN else self.node.inputs[0]
+
+    @property
     def source(self) -> str:
-        return str((self.node.outputs[0] if self.position == _HIDDEN else self.node.inputs[0]).name)
+        return str(self.output.name)
 
     @property
     def groups(self) -> int:
         return int(self.weight.shape[0])
+
+    @property
+    def outputs(self) -> int:
+        return self.groups * int(self.weight.shape[1])
 
     @property
     def length(self) -> int:
@@ -90,6 +103,11 @@ class Recurrent:
         else:
             split = np.broadcast_to(x.reshape(1, -1, length), (directions, x.size // length, length))
         return np.ascontiguousarray(split[:, pick(split.shape[1], rows, rng)])
+
+    def observed(self, value: Array, rows: int, rng: np.random.Generator) -> Array:
+        x = self.patches(value, rows, rng)
+        product = np.matmul(x, self.matrix().astype(x.dtype)).transpose(1, 0, 2).reshape(x.shape[1], -1)
+        return np.asarray(product + self.bias().astype(x.dtype))
 
     def kept_outputs(self, keep: Callable[[Any, int], Array]) -> Array:
         outputs = self.weight.shape[1]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram, patches, pick
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
@@ -42,6 +42,10 @@ class Site:
         return self.node
 
     @property
+    def label(self) -> str:
+        return self.node.label
+
+    @property
     def weight(self) -> Constant:
         return self.view.weight
 
@@ -52,6 +56,10 @@ class Site:
     @property
     def groups(self) -> int:
         return self.view.groups
+
+    @property
+    def outputs(self) -> int:
+        return self.view.outputs
 
     @cached_property
     def form(self) -> Linear:
@@ -108,6 +116,12 @@ class Site:
         self.view.rewrite(model, model.graph, self.native(weight), direct)
         if self.addition is not None:
             self.rewrite_bias(model, bias)
+
+    def observed(self, value: Array, rows: int, rng: np.random.Generator) -> Array:
+        """Output channels at the positions that `patches` takes: [at most `rows`, outputs]."""
+        last = np.moveaxis(value, self.channel_axis, -1)
+        flat = last.reshape(-1, last.shape[-1])
+        return np.asarray(flat[pick(len(flat), rows, rng)])
 
     def kept_outputs(self, keep: Callable[[Any, int], Array]) -> Array:
         """Of the output channels those that stay; `keep` gives the indices of an axis of a tensor that do."""

@@ -10,9 +10,10 @@ gets, those of the model pruned and repaired so far (asymmetric, sequential: He 
     A = A_0 + (U^T U / S + lambda I)^-1 U^T (Y - U A_0) / S
 
 with U the patches of the pruned model and Y the original's outputs. Where a sum with a shortcut follows, Y is the
-original's sum minus the pruned model's shortcut, so that errors of earlier blocks do not add up. lambda is chosen on
-samples that the fit did not see; an operator for which nothing is better than A_0 keeps it. Both solve a sparse weight
-on its support, so that what prune-weights took out stays out.
+original's sum minus the pruned model's shortcut, so that errors of earlier blocks do not add up. Gates of LSTM, GRU
+and RNN hold two such products, of the input and of the states, whose Y follows from the original's x and h. lambda is
+chosen on samples that the fit did not see; an operator for which nothing is better than A_0 keeps it. Both solve a
+sparse weight on its support, so that what prune-weights took out stays out.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Node
 from onnxcomp.passes.dim_fitting import Task, observe, rows_of, sum_behind, targets
 from onnxcomp.passes.dim_readers import Reader
+from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_regression import solve
 from onnxcomp.passes.dim_replay import Replay
 from onnxcomp.passes.dim_sites import sites
@@ -102,9 +104,7 @@ def resolve(
     )
     for number, task in enumerate(tasks):
         progress(number / len(tasks), f"solving the weights of {task.site.node.label}")
-        errors[task.site.node.label] = _fit(
-            cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.node)
-        )
+        errors[task.site.label] = _fit(cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.key))
     return Repaired(errors)
 
 
@@ -113,10 +113,11 @@ def _tasks(cut: Cut) -> Iterator[Task]:
     place = {node: number for number, node in enumerate(cut.coupling.model.graph.nodes)}
     outputs = cut.coupling.model.outputs()
     reached = _reached(cut)
-    for site in sites(cut.coupling.model):
-        if not any(t in reached for t in site.node.inputs) or len(site.view.weight.outputs) > 1:
+    found: list[Reader] = [*sites(cut.coupling.model), *recurrent_sites(cut.coupling.model)]
+    for site in sorted(found, key=lambda s: s.number):
+        if not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
             continue
-        if site.length > _MAX_LENGTH or 8 * site.view.groups * site.length**2 > 1 << 30:
+        if site.length > _MAX_LENGTH or 8 * site.groups * site.length**2 > 1 << 30:
             continue
         yield Task(site, twins[site.node], *sum_behind(site, place, outputs, cut.coupling.probe.shapes))
 

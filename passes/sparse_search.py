@@ -16,9 +16,10 @@ from onnxcomp.calibration.split import hold_out
 from onnxcomp.errors import DataError, UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
+from onnxcomp.passes.dim_recurrent import expose_states
 from onnxcomp.passes.judge import Judge, acceptable
 from onnxcomp.passes.sparse_moments import collect_moments, second_moment
-from onnxcomp.passes.sparse_operands import Operand, expose_states, operands, rewrite
+from onnxcomp.passes.sparse_operands import Operand, operands, rewrite
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_plan import LEVELS, Curve, allocate, uniform
 from onnxcomp.passes.sparse_sequence import Recipe, prune_in_order
