@@ -182,17 +182,14 @@ def _expand(atoms: Atoms, node: Node) -> None:
 
 @rule("Tile")
 def _tile(atoms: Atoms, node: Node) -> None:
+    """Counts that are computed (from the batch, say) are one where the extent stays and does not vary."""
     x, y = node.inputs[0], node.outputs[0]
-    counts = atoms.integers(node, 1)
-    if counts is None:
-        return atoms.pin_node(node, "it is repeated by numbers that are not constant")
-    for k, count in enumerate(counts):
-        if count == 1:
+    for k in range(atoms.rank(x)):
+        if atoms.shape(x)[k] == atoms.shape(y)[k]:
             atoms.same(x, k, y, k)
         else:
             atoms.pin(x, k, why="it is repeated")
             atoms.pin(y, k, why="it is repeated")
-    return None
 
 
 @rule("Shape", "Size", "Range", "NonZero", "EyeLike", "OneHot")

@@ -79,6 +79,10 @@ SEQUENCES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
                 {"k": (13,), "l": (13, 8)}),
     "shuffle": ("<int64[4] f = {0, 5, 2, 4}, int64[3] g = {0, 5, 8}>",
                 "c = Reshape (a, f) d = Transpose <perm = [0, 1, 3, 2]> (c) b = Reshape (d, g)", {}),
+    "repeated for the batch": (
+        "<int64[1] f = {0}, int64[2] g = {5, 1}>",
+        "c = Shape (x) d = Gather (c, f) e = Concat <axis = 0> (d, g) i = Tile (k, e) b = Add (a, i)",
+        {"k": (1, 1, 8)}),
     "expand": ("<int64[3] f = {1, 5, 8}>", "c = Expand (k, f) b = Add (a, c)", {"k": (1, 1, 8)}),
     "shape computed from the batch": (
         "<int64[1] f = {0}, int64[1] g = {5}, int64[2] h = {2, 4}, int64[1] k = {8}, int64[1] p = {5}>",
