@@ -25,7 +25,7 @@ from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judge, acceptable
+from onnxcomp.passes.judge import Judge, prudent
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -49,8 +49,8 @@ class _Candidate:
     removed: Sequence[int]
     proof: float | None
     repaired: Repaired
-    before: tuple[float, float] | None = None
-    after: tuple[float, float] | None = None
+    before: tuple[float, float, float] | None = None
+    after: tuple[float, float, float] | None = None
 
 
 class Search:
@@ -118,7 +118,9 @@ class Search:
         return share
 
     def _within_drop(self, candidate: _Candidate) -> bool:
-        return candidate.after is None or acceptable(candidate.after, self._drop)
+        if candidate.after is None or self.judge is None:
+            return True
+        return prudent(candidate.after, self._drop, self.judge.counted)
 
     # --- plan ---
 
@@ -237,7 +239,7 @@ class Search:
         candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
         if self.fit is None:
             return candidate
-        before = self.judge.score(cut.model) if self.judge is not None else None
+        before = self.judge.assess(cut.model) if self.judge is not None else None
         if self.options.repair:
             compensate(cut, self.sites, self.grams)
             repaired = resolve(
@@ -250,7 +252,7 @@ class Search:
                 progress=self.ctx.progress,
             )
             candidate = replace(candidate, repaired=repaired)
-        after = self.judge.score(cut.model) if self.judge is not None else None
+        after = self.judge.assess(cut.model) if self.judge is not None else None
         return replace(candidate, before=before, after=after)
 
     def _proof(self, units: Sequence[int], cut: Cut) -> float | None:
@@ -283,7 +285,7 @@ class Search:
         details["prune_map"] = prune_map(best.cut)
         for key, score in (("before_repair", best.before), ("after_repair", best.after)):
             if score is not None:
-                details[key] = {"sqnr_db": round(score[0], 2), "drop": score[1]}
+                details[key] = {"sqnr_db": round(score[0], 2), "drop": score[1], "expected_drop": score[2]}
         details["operator_errors"] = {k: [round(v, 6) for v in pair] for k, pair in best.repaired.errors.items()}
         return details
 

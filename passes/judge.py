@@ -17,7 +17,7 @@ from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.runner import expose
 from onnxcomp.graph import Model, producer
 
-__all__ = ["Judge", "acceptable"]
+__all__ = ["Judge", "acceptable", "prudent"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
@@ -33,8 +33,25 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
     return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
 
 
+def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -> bool:
+    """Whether what `Judge.assess` found on `counted` samples with classes leaves the drop on others within the budget.
+
+    The drop to expect counts as well as the drop seen. Fewer than 1 / budget samples cannot show such a drop, and
+    changes of class may come from few, large errors: of the noise that `acceptable` allows, n budget / (1 + n budget)
+    stays. Where no classes are counted (0) the drop is a ratio of powers, which a few samples measure.
+    """
+    sqnr, drop, expected = assessed
+    noise = _NOISE_PER_DROP * max(budget, 1e-3)
+    if counted:
+        noise *= counted * budget / (1 + counted * budget)
+    return max(drop, expected) <= budget and sqnr >= -10 * math.log10(max(noise, 1e-12))
+
+
 class Judge:
-    """Compares candidates with `reference` on up to `samples` samples of `data`, whose outputs it keeps."""
+    """Compares candidates with `reference` on up to `samples` samples of `data`, whose outputs it keeps.
+
+    `counted` is the number of samples whose class is compared, 0 for a model without classes.
+    """
 
     def __init__(self, reference: Model, data: Dataset, *, samples: int = 64, threads: int = 1) -> None:
         self._threads = threads
@@ -50,6 +67,8 @@ class Judge:
             self._expected.append(values)
             if held > _LIMIT:
                 break
+        classes = len(reference.graph.outputs) == 1
+        self.counted = sum(len(v[0]) for v in self._expected if classes and _has_classes(v[0]))
 
     def score(self, candidate: Model) -> tuple[float, float]:
         """`assess` without the expected drop."""
@@ -78,7 +97,7 @@ class Judge:
                 wide = x.astype(np.float64)
                 signal[i] += np.square(wide).sum()
                 noise[i] += np.square(wide - y).sum()
-                if outputs == 1 and x.ndim == 2 and x.shape[1] > 1 and i == 0:
+                if outputs == 1 and i == 0 and _has_classes(x):
                     rows += len(x)
                     changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
                 elif outputs == 1 and rows and wide.ndim == 2:
@@ -96,6 +115,10 @@ class Judge:
         if not rows:
             return score, worst, worst
         return score, changed / rows, _expected(margins, errors) if margins else changed / rows
+
+
+def _has_classes(output: Array) -> bool:
+    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
 
 
 def _margins(scores: Array) -> Array:
