@@ -41,10 +41,9 @@ def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -
     stays. Where no classes are counted (0) the drop is a ratio of powers, which a few samples measure.
     """
     sqnr, drop, expected = assessed
-    noise = _NOISE_PER_DROP * max(budget, 1e-3)
-    if counted:
-        noise *= counted * budget / (1 + counted * budget)
-    return max(drop, expected) <= budget and sqnr >= -10 * math.log10(max(noise, 1e-12))
+    least = max(budget, 1e-3)
+    share = counted * least / (1 + counted * least) if counted else 1.0
+    return max(drop, expected) <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * least * share)
 
 
 class Judge:
