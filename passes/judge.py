@@ -23,6 +23,8 @@ Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
 _NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
 
+_SPENT = 0.75  # share of the budget that a search may use up on the samples that it looks at
+
 
 def acceptable(score: tuple[float, float], budget: float) -> bool:
     """Whether a score keeps the drop within the budget.
@@ -38,12 +40,13 @@ def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -
 
     The drop to expect counts as well as the drop seen. Fewer than 1 / budget samples cannot show such a drop, and
     changes of class may come from few, large errors: of the noise that `acceptable` allows, n budget / (1 + n budget)
-    stays. Where no classes are counted (0) the drop is a ratio of powers, which a few samples measure.
+    stays. Where no classes are counted (0) the drop is a ratio of powers, which a few samples measure. The last
+    candidate that passes is the one that these samples flatter most, so that a quarter of the budget is kept back.
     """
     sqnr, drop, expected = assessed
     least = max(budget, 1e-3)
     share = counted * least / (1 + counted * least) if counted else 1.0
-    return max(drop, expected) <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * least * share)
+    return max(drop, expected) <= _SPENT * budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * least * share)
 
 
 class Judge:
