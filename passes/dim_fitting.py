@@ -84,7 +84,7 @@ def targets(
     found: dict[Any, list[Array]] = {task.site.key: [] for task in tasks}
     if not tasks:
         return found
-    session = piece(original, (), names, threads)
+    session = piece(original, {}, names, threads)
     for number, batch in enumerate(data.batches(samples)):
         feeds = {spec.name: batch.feeds[spec.name] for spec in session.inputs}
         values = dict(zip(names, session.run(feeds, names), strict=True))
