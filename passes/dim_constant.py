@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.runner import expose
 from onnxcomp.graph import Constant, Model, Node
+from onnxcomp.passes.dim_readers import rows_of_units
 from onnxcomp.passes.dim_sites import Site, sites
 from onnxcomp.passes.dims import Coupling
 
@@ -55,7 +56,7 @@ class Constants:
     def absorb(self, unit: int) -> None:
         """Add what the unit contributes to the biases of its readers, in `coupling.model`."""
         for site in self._readers(unit):
-            rows = site.rows_of(self.coupling, [unit])[0]
+            rows = rows_of_units(site, self.coupling, [unit])[0]
             value = self._slices(site, unit)[:, 0].astype(np.float64)
             taps = np.repeat(value, len(rows) // len(value))
             bias = site.bias() + np.einsum("k,gko->go", taps, site.matrix()[:, rows]).reshape(-1)

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import pick
 from onnxcomp.graph import Model, Node, producer
+from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_regression import Sums
 from onnxcomp.passes.dim_replay import Replay, piece
-from onnxcomp.passes.dim_sites import Site
 
 __all__ = ["Task", "observe", "rows_of", "sum_behind", "targets"]
 
@@ -35,13 +34,15 @@ class Task:
     `twin` is the node in the changed model. Without such a sum `total` is the output and `shortcut` None.
     """
 
-    site: Site
+    site: Reader
     twin: Node
     total: Any
     shortcut: Any
 
 
-def sum_behind(site: Site, place: Mapping[Node, int], outputs: set[Any], shapes: Mapping[Any, Any]) -> tuple[Any, Any]:
+def sum_behind(
+    site: Reader, place: Mapping[Node, int], outputs: set[Any], shapes: Mapping[Any, Any]
+) -> tuple[Any, Any]:
     """The sum of a site's output with a value that is there before it, and that value; else the output and None.
 
     `place` has the position of each node, `outputs` the outputs of scopes, `shapes` extents where they are known.
@@ -60,7 +61,7 @@ def sum_behind(site: Site, place: Mapping[Node, int], outputs: set[Any], shapes:
 def rows_of(tasks: Sequence[Task], memory: int) -> list[int]:
     """Output positions for each task: enough for its unknowns, and all targets together within half the memory."""
     rows = [min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * task.site.length), _MOST_ROWS) for task in tasks]
-    needed = sum(4 * n * task.site.view.outputs for n, task in zip(rows, tasks, strict=True))
+    needed = sum(4 * n * task.site.outputs for n, task in zip(rows, tasks, strict=True))
     return [int(n * min(1.0, memory / 2 / max(needed, 1))) for n in rows]
 
 
@@ -74,46 +75,43 @@ def targets(
     threads: int,
     seed: int,
     keep: Keep | None = None,
-) -> dict[Node, list[Array]]:
+) -> dict[Any, list[Array]]:
     """For each task and batch the original's outputs at `rows` sampled positions, float32 [rows, O].
 
     `keep` gives the channels of a value that the changed model still has, all by default.
     """
     names = list(dict.fromkeys(task.total.name for task in tasks))
-    found: dict[Node, list[Array]] = {task.site.node: [] for task in tasks}
+    found: dict[Any, list[Array]] = {task.site.key: [] for task in tasks}
     if not tasks:
         return found
-    session = piece(original, (), names, threads)
+    session = piece(original, {}, names, threads)
     for number, batch in enumerate(data.batches(samples)):
         feeds = {spec.name: batch.feeds[spec.name] for spec in session.inputs}
         values = dict(zip(names, session.run(feeds, names), strict=True))
         for index, task in enumerate(tasks):
-            flat = _flat(task.site, values[task.total.name])
-            chosen = flat[pick(len(flat), rows[index], np.random.default_rng([seed + index, number]))]
-            if keep is not None:
-                chosen = chosen[:, keep(task.total, task.site.channel_axis)]
-            found[task.site.node].append(chosen)
+            rng = np.random.default_rng([seed + index, number])
+            chosen = task.site.observed(values[task.total.name], rows[index], rng)
+            found[task.site.key].append(chosen if keep is None else chosen[:, task.site.kept_outputs(keep)])
     return found
 
 
 def observe(
-    site: Site, task: Task, replay: Replay, rows: int, seed: int, wanted: Sequence[Array]
+    site: Reader, task: Task, replay: Replay, rows: int, seed: int, wanted: Sequence[Array]
 ) -> tuple[Sums, Sums]:
     """Sums over the batches to fit on and over those to choose on, from the changed model as it is now.
 
     `site` is the operator there, `wanted` are its targets by batch, `seed` is that of the targets plus the number of
     the task.
     """
-    groups = site.view.groups
-    parts = [Sums.empty(groups, site.length, site.view.outputs // groups) for _ in range(2)]
-    name = site.node.inputs[0].name
+    groups = site.groups
+    parts = [Sums.empty(groups, site.length, site.outputs // groups) for _ in range(2)]
+    name = site.source
     names = [name] if task.shortcut is None else [name, task.shortcut.name]
     for number, values in enumerate(replay.before(task.twin, names)):
         x = site.patches(values[name], rows, np.random.default_rng([seed, number]))
         y = wanted[number]
         if task.shortcut is not None:
-            flat = _flat(site, values[task.shortcut.name])
-            y = y - flat[pick(len(flat), rows, np.random.default_rng([seed, number]))]
+            y = y - site.observed(values[task.shortcut.name], rows, np.random.default_rng([seed, number]))
         y = y.reshape(len(y), groups, -1).transpose(1, 0, 2)
         parts[number % _EVERY == _EVERY - 1].add(_wide(x), _wide(y))
     if not parts[1].rows:  # too few batches to keep one out
@@ -124,9 +122,3 @@ def observe(
 def _wide(values: Array) -> Array:
     """Products of half precision would overflow."""
     return values.astype(np.float32) if values.dtype == np.float16 else values
-
-
-def _flat(site: Site, y: Array) -> Array:
-    """Output as [positions, channels], positions in the order of `patches`."""
-    last = np.moveaxis(y, site.channel_axis, -1)
-    return last.reshape(-1, last.shape[-1])

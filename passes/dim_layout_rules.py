@@ -11,6 +11,8 @@ from onnxcomp.passes.dim_atoms import SPATIAL, Atoms, Block, rule
 
 __all__ = ["slice_ranges"]
 
+_NUMBERED = "its positions are looked up by number"
+
 
 @rule("Transpose")
 def _transpose(atoms: Atoms, node: Node) -> None:
@@ -97,7 +99,7 @@ def _gather(atoms: Atoms, node: Node) -> None:
     if chosen is not None and chosen.ndim == 1:
         atoms.join(atoms.at(x, axis, chosen % atoms.shape(x)[axis]), atoms.at(y, axis))
         return
-    atoms.pin(x, axis, why="its positions are looked up by number")
+    atoms.pin(x, axis, why=_NUMBERED)
     for k in range(rank):
         atoms.same(indices, k, y, axis + k)
 
@@ -106,6 +108,48 @@ def _gather(atoms: Atoms, node: Node) -> None:
 def _selected(atoms: Atoms, node: Node) -> None:
     """Only pins: their channel axes could be followed, which no model at hand needs."""
     atoms.pin_node(node, f"{node.op} selects elements by position")
+
+
+@rule("ScatterND")
+def _scatter(atoms: Atoms, node: Node) -> None:
+    """Y is a copy of `data` with blocks at constant places replaced: y[indices[i]] = updates[i].
+
+    An axis that is indexed is followed where the indices along it are those of one axis of `updates`, each once: what
+    an assignment to a slice becomes.
+    """
+    data, indices, updates = node.inputs
+    y, chosen = node.outputs[0], atoms.value(indices)
+    if chosen is None:
+        return atoms.pin_node(node, "its positions are not constant")
+    atoms.same_axes(data, y)
+    depth, lead = chosen.shape[-1], chosen.ndim - 1
+    for k in range(depth, atoms.rank(data)):
+        atoms.same(data, k, updates, lead + k - depth)
+    atoms.pin(indices, -1, why=_NUMBERED)
+    followed: set[int] = set()
+    for k in range(depth):
+        places = chosen[..., k] % atoms.shape(data)[k]
+        axis = _only_axis(places)
+        if axis is None:
+            atoms.pin(data, k, why=_NUMBERED)
+        else:
+            followed.add(axis)
+            line = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0]
+            atoms.join(atoms.at(data, k, line), atoms.at(updates, axis))
+    for axis in range(lead):
+        atoms.same(indices, axis, updates, axis)
+        if axis not in followed:
+            atoms.pin(updates, axis, why=_NUMBERED)
+    return None
+
+
+def _only_axis(places: Any) -> int | None:
+    """The one axis along which numbers differ, where no number comes twice."""
+    for axis in range(places.ndim):
+        line = np.moveaxis(places, axis, -1).reshape(-1, places.shape[axis])
+        if len(line[0]) > 1 and (line == line[0]).all() and len(np.unique(line[0])) == len(line[0]):
+            return axis
+    return None
 
 
 @rule("Pad")
@@ -138,17 +182,14 @@ def _expand(atoms: Atoms, node: Node) -> None:
 
 @rule("Tile")
 def _tile(atoms: Atoms, node: Node) -> None:
+    """Counts that are computed (from the batch, say) are one where the extent stays and does not vary."""
     x, y = node.inputs[0], node.outputs[0]
-    counts = atoms.integers(node, 1)
-    if counts is None:
-        return atoms.pin_node(node, "it is repeated by numbers that are not constant")
-    for k, count in enumerate(counts):
-        if count == 1:
+    for k in range(atoms.rank(x)):
+        if atoms.shape(x)[k] == atoms.shape(y)[k]:
             atoms.same(x, k, y, k)
         else:
             atoms.pin(x, k, why="it is repeated")
             atoms.pin(y, k, why="it is repeated")
-    return None
 
 
 @rule("Shape", "Size", "Range", "NonZero", "EyeLike", "OneHot")

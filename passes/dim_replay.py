@@ -42,7 +42,7 @@ class Replay:
         given = self._live(self._start)
         live = self._live(stop)
         fresh = [n for n in dict.fromkeys([*names, *live]) if n not in given]
-        session = piece(self._model, given if self._kept is not None else (), fresh, self._threads) if fresh else None
+        session = piece(self._model, self._types(), fresh, self._threads) if fresh else None
         kept: list[dict[str, Array]] | None = []
         used = 0
         for feeds in self._feeds():
@@ -60,6 +60,10 @@ class Replay:
         if kept is not None:
             self._start, self._kept = stop, kept
 
+    def _types(self) -> dict[str, np.dtype[Any]]:
+        """Of the values that are kept."""
+        return {} if not self._kept else {name: value.dtype for name, value in self._kept[0].items()}
+
     def _feeds(self) -> Iterator[Mapping[str, Array]]:
         if self._kept is not None:
             yield from self._kept
@@ -75,19 +79,22 @@ class Replay:
         return [t.name for t in read if t in earlier]
 
 
-def piece(model: Model, given: Sequence[str], wanted: Sequence[str], threads: int) -> Session:
-    """A session that computes `wanted` values of the main graph from `given` ones (or the inputs), and nothing else."""
+def piece(model: Model, given: Mapping[str, np.dtype[Any]], wanted: Sequence[str], threads: int) -> Session:
+    """A session that computes `wanted` values of the main graph from `given` ones (or the inputs), and nothing else.
+
+    `given` has the type of the elements of each.
+    """
     copy = model.copy()
     values = {t.name: t for node in copy.graph.nodes for t in node.outputs if t.name}
     values.update({t.name: t for t in copy.graph.inputs})
     copy.graph.outputs = [values[name] for name in wanted]
     for tensor in copy.graph.outputs:
         tensor.info = None
-    for name in given:
+    for name, dtype in given.items():
         source = producer(values[name])
         if source is not None and not isinstance(values[name], Constant):
             source.outputs[source.outputs.index(values[name])] = Variable(copy.fresh(f"{name}_before"))
-            values[name].dtype = values[name].dtype or np.dtype(np.float32)
+            values[name].dtype = dtype
             copy.graph.inputs.append(values[name])
     remove_dead(copy, Context())
     used = {t for node in copy.graph.nodes for t in node.reads()}

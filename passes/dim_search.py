@@ -20,10 +20,12 @@ from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid, time_ratio
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dim_readers import Reader
+from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judge, acceptable, held_out
+from onnxcomp.passes.judge import Judge, held_out, prudent
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -48,8 +50,8 @@ class _Candidate:
     removed: Sequence[int]
     proof: float | None
     repaired: Repaired
-    before: tuple[float, float] | None = None
-    after: tuple[float, float] | None = None
+    before: tuple[float, float, float] | None = None
+    after: tuple[float, float, float] | None = None
 
 
 class Search:
@@ -60,7 +62,7 @@ class Search:
         self.options = options
         self.ctx = ctx
         self.grid = options.grid or measured_grid()
-        self.sites = sites(coupling.model)
+        self.sites: list[Reader] = [*sites(coupling.model), *recurrent_sites(coupling.model)]
         self.groups = [g for g in coupling.groups if options.normalized or not g.averaged]
         for group in coupling.groups:
             if group.averaged and not options.normalized:
@@ -117,7 +119,9 @@ class Search:
         return share
 
     def _within_drop(self, candidate: _Candidate) -> bool:
-        return candidate.after is None or acceptable(candidate.after, self._drop)
+        if candidate.after is None or self.judge is None:
+            return True
+        return prudent(candidate.after, self._drop, self.judge.counted)
 
     # --- plan ---
 
@@ -232,7 +236,7 @@ class Search:
         candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
         if self.fit is None:
             return candidate
-        before = self.judge.score(cut.model) if self.judge is not None else None
+        before = self.judge.assess(cut.model) if self.judge is not None else None
         if self.options.repair:
             compensate(cut, self.sites, self.grams)
             repaired = resolve(
@@ -245,7 +249,7 @@ class Search:
                 progress=self.ctx.progress,
             )
             candidate = replace(candidate, repaired=repaired)
-        after = self.judge.score(cut.model) if self.judge is not None else None
+        after = self.judge.assess(cut.model) if self.judge is not None else None
         return replace(candidate, before=before, after=after)
 
     def _proof(self, units: Sequence[int], cut: Cut) -> float | None:
@@ -278,7 +282,7 @@ class Search:
         details["prune_map"] = prune_map(best.cut)
         for key, score in (("before_repair", best.before), ("after_repair", best.after)):
             if score is not None:
-                details[key] = {"sqnr_db": round(score[0], 2), "drop": score[1]}
+                details[key] = {"sqnr_db": round(score[0], 2), "drop": score[1], "expected_drop": score[2]}
         details["operator_errors"] = {k: [round(v, 6) for v in pair] for k, pair in best.repaired.errors.items()}
         return details
 

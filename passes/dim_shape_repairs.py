@@ -1,4 +1,4 @@
-"""Repairs of operators that are told extents in numbers: Reshape, Expand, ConstantOfShape, Resize, Slice."""
+"""Repairs of operators that are told extents in numbers: Reshape, Expand, ConstantOfShape, Resize, Slice, ScatterND."""
 
 from __future__ import annotations
 
@@ -128,3 +128,20 @@ def _gather_after(cut: Cut, twin: Node, axis: int, kept: Any) -> None:
     indices = cut.model.constant(cut.scope, f"{y.name}_indices", np.asarray(kept, np.int64))
     twin.outputs[0] = whole
     cut.scope.add("Gather", [whole, indices], [y], name=f"{y.name}_gather", attrs={"axis": axis})
+
+
+@repair("ScatterND")
+def _scatter(cut: Cut, node: Node, twin: Node) -> None:
+    """Indices that stay (they lost slices with the updates) count what stays of the axes that they index."""
+    data, indices = node.inputs[:2]
+    chosen = cut.coupling.model.value(indices)
+    if chosen is None:
+        return
+    for axis in cut.axes(indices):
+        chosen = np.take(chosen, cut.keep(indices, axis), axis=axis)
+    places = [
+        np.searchsorted(cut.keep(data, k), chosen[..., k] % cut.coupling.probe.shapes[data][k])
+        for k in range(chosen.shape[-1])
+    ]
+    name = f"{twin.outputs[0].name}_places"
+    twin.inputs[1] = cut.model.constant(cut.scope, name, np.stack(places, axis=-1).astype(np.int64))

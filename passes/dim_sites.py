@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram, patches, pick
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
+from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_transposed import equivalent, representable, spread, turned_back
-from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.rounding import as_rows, from_rows
 
 __all__ = ["Site", "collect_grams", "sites"]
@@ -36,6 +36,30 @@ class Site:
     @property
     def node(self) -> Node:
         return self.view.node
+
+    @property
+    def key(self) -> Node:
+        return self.node
+
+    @property
+    def label(self) -> str:
+        return self.node.label
+
+    @property
+    def weight(self) -> Constant:
+        return self.view.weight
+
+    @property
+    def source(self) -> str:
+        return str(self.node.inputs[0].name)
+
+    @property
+    def groups(self) -> int:
+        return self.view.groups
+
+    @property
+    def outputs(self) -> int:
+        return self.view.outputs
 
     @cached_property
     def form(self) -> Linear:
@@ -93,6 +117,22 @@ class Site:
         if self.addition is not None:
             self.rewrite_bias(model, bias)
 
+    def observed(self, value: Array, rows: int, rng: np.random.Generator) -> Array:
+        """Output channels at the positions that `patches` takes: [at most `rows`, outputs]."""
+        last = np.moveaxis(value, self.channel_axis, -1)
+        flat = last.reshape(-1, last.shape[-1])
+        return np.asarray(flat[pick(len(flat), rows, rng)])
+
+    def kept_outputs(self, keep: Callable[[Any, int], Array]) -> Array:
+        """Of the output channels those that stay; `keep` gives the indices of an axis of a tensor that do."""
+        return keep(self.node.outputs[0], self.channel_axis)
+
+    def on(self, model: Model, twin: Node) -> Site:
+        """The site of the node's counterpart in a copy of the model."""
+        view = linear(model, twin)
+        assert view is not None  # constants stay constant in a copy
+        return Site(view, self.number)
+
     def native(self, weight: Array) -> Array:
         """A weight [groups, K, outputs per group] in the layout of the operator."""
         native = from_rows(self.form, weight.transpose(0, 2, 1))
@@ -121,16 +161,6 @@ class Site:
         wide = spread(self.view, x) if self.form is not self.view else x
         return patches(self.form, wide, rows, rng)
 
-    def rows_of(self, coupling: Coupling, units: Sequence[int]) -> list[Array]:
-        """For each unit the rows of `matrix` (of one group) that belong to it."""
-        label = coupling.label(self.view.weight, self.input_axis)
-        taps = self.length // len(label)
-        index = np.arange(len(label))[:, None] * taps + np.arange(taps)
-        order = np.argsort(label, kind="stable")
-        bounds = np.searchsorted(label[order], np.asarray(units))
-        ends = np.searchsorted(label[order], np.asarray(units), side="right")
-        return [index[np.sort(order[a:b])].reshape(-1) for a, b in zip(bounds, ends, strict=True)]
-
 
 def sites(model: Model, scope: Graph | None = None) -> list[Site]:
     """All sites of the main graph, in order: Conv, ConvTranspose, Gemm and MatMul with a constant weight."""
@@ -142,23 +172,23 @@ def sites(model: Model, scope: Graph | None = None) -> list[Site]:
 
 def collect_grams(
     model: Model,
-    chosen: Sequence[Site],
+    chosen: Sequence[Reader],
     data: Dataset,
     *,
     threads: int,
     memory: int,
     seed: int,
     progress: Callable[[float, str], None] | None = None,
-) -> dict[Node, Gram]:
-    """Second moments of the inputs of sites, by node, as far as the memory budget goes (narrow ones first)."""
-    found: dict[Node, Gram] = {}
-    by_input: dict[str, list[Site]] = {}
+) -> dict[Any, Gram]:
+    """Second moments of the inputs of sites, by key, as far as the memory budget goes (narrow ones first)."""
+    found: dict[Any, Gram] = {}
+    by_input: dict[str, list[Reader]] = {}
     left = memory
     for site in sorted(chosen, key=lambda s: s.length):
-        cost = 8 * site.view.groups * site.length**2
+        cost = 8 * site.groups * site.length**2
         if site.length <= _MAX_LENGTH and cost <= left:
             left -= cost
-            by_input.setdefault(site.node.inputs[0].name, []).append(site)
+            by_input.setdefault(site.source, []).append(site)
     batches = max(1, -(-(data.length or 64) // 16))
     rng = np.random.default_rng(seed)
 
@@ -166,7 +196,7 @@ def collect_grams(
         for site in by_input[name]:
             count = max(64, min(_ROWS_PER_ENTRY * site.length, _MOST_ROWS) // batches)
             rows = site.patches(value, count, rng)
-            found.setdefault(site.node, Gram.empty(site.view.groups, site.length)).add(rows)
+            found.setdefault(site.key, Gram.empty(site.groups, site.length)).add(rows)
 
     if by_input:
         observe(model, data, list(by_input), take, threads=threads, memory=memory, progress=progress)

@@ -22,8 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.gram import Gram
-from onnxcomp.graph import Constant, Node
-from onnxcomp.passes.dim_sites import Site
+from onnxcomp.graph import Constant
+from onnxcomp.passes.dim_readers import Reader, rows_of_units
 from onnxcomp.passes.dims import Coupling, Group
 
 __all__ = ["Curve", "Method", "curves"]
@@ -45,14 +45,14 @@ class Curve:
 
 
 def curves(
-    coupling: Coupling, groups: list[Group], method: Method, found: list[Site], grams: Mapping[Node, Gram]
+    coupling: Coupling, groups: list[Group], method: Method, found: list[Reader], grams: Mapping[Any, Gram]
 ) -> list[Curve]:
     """One curve per group. Groups that no observed operator reads fall back from obs and energy to l2."""
     gammas = _gammas(coupling)
     result = []
     for group in groups:
-        readers = [s for s in found if s.node in grams and (s.view.weight, s.input_axis) in group.axes]
-        readers = [s for s in readers if (s.view.weight, s.input_axis) in coupling.sums]
+        readers = [s for s in found if s.key in grams and (s.weight, s.input_axis) in group.axes]
+        readers = [s for s in readers if (s.weight, s.input_axis) in coupling.sums]
         if method == "obs" and readers:
             result.append(_surgeon(coupling, group, readers, grams))
         elif method == "energy" and readers:
@@ -105,18 +105,18 @@ def _scales(coupling: Coupling, group: Group, gammas: list[tuple[Constant, Array
     return scores if scores.any() else None
 
 
-def _moment(site: Site, gram: Gram) -> Array:
+def _moment(site: Reader, gram: Gram) -> Array:
     """[groups, K, K]: the covariance where a bias can take up the mean, else the second moment."""
     return gram.covariance if site.takes_bias else gram.products / max(gram.rows, 1)
 
 
-def _energy(coupling: Coupling, group: Group, readers: list[Site], grams: Mapping[Node, Gram]) -> Array:
+def _energy(coupling: Coupling, group: Group, readers: list[Reader], grams: Mapping[Any, Gram]) -> Array:
     scores = np.zeros(group.width)
     for site in readers:
-        moment, weight = _moment(site, grams[site.node]), site.matrix()
+        moment, weight = _moment(site, grams[site.key]), site.matrix()
         power = np.einsum("gkk,gko->k", moment, np.square(weight))
         total = max(float(np.einsum("gko,gkl,glo->", weight, moment, weight, optimize=True)), 1e-30)
-        scores += [power[rows].sum() / total for rows in site.rows_of(coupling, group.units)]
+        scores += [power[rows].sum() / total for rows in rows_of_units(site, coupling, group.units)]
     return scores
 
 
@@ -154,14 +154,14 @@ class _State:
         return error
 
 
-def _surgeon(coupling: Coupling, group: Group, readers: list[Site], grams: Mapping[Node, Gram]) -> Curve:
+def _surgeon(coupling: Coupling, group: Group, readers: list[Reader], grams: Mapping[Any, Gram]) -> Curve:
     states = []
     for site in readers:
-        moment, weight = _moment(site, grams[site.node]), site.matrix()
+        moment, weight = _moment(site, grams[site.key]), site.matrix()
         total = max(float(np.einsum("gko,gkl,glo->", weight, moment, weight, optimize=True)), 1e-30)
         damping = _DAMPING * np.einsum("gkk->g", moment) / moment.shape[1] + 1e-12
         inverse = np.linalg.inv(moment + damping[:, None, None] * np.eye(moment.shape[1]))
-        states.append(_State(site.rows_of(coupling, group.units), inverse, weight, total))
+        states.append(_State(rows_of_units(site, coupling, group.units), inverse, weight, total))
     alive = np.arange(group.width)
     step = max(1, group.width // _STEPS)
     order: list[int] = []

@@ -23,6 +23,7 @@ from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.dim_atoms import SPATIAL
 from onnxcomp.passes.dim_probe import plain_form
+from onnxcomp.passes.dim_recurrent import expose_states
 from onnxcomp.passes.dim_search import Search
 from onnxcomp.passes.dims import couple
 
@@ -76,6 +77,7 @@ class PruneChannels(Pass):
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         plain = plain_form(model)
+        expose_states(plain)
         if ctx.data is None and self.searching:
             raise UsageError(
                 "pass 'prune-channels' finds out with calibration data how much may go; give them with --calib, or "

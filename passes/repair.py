@@ -10,9 +10,10 @@ gets, those of the model pruned and repaired so far (asymmetric, sequential: He 
     A = A_0 + (U^T U / S + lambda I)^-1 U^T (Y - U A_0) / S
 
 with U the patches of the pruned model and Y the original's outputs. Where a sum with a shortcut follows, Y is the
-original's sum minus the pruned model's shortcut, so that errors of earlier blocks do not add up. lambda is chosen on
-samples that the fit did not see; an operator for which nothing is better than A_0 keeps it. Both solve a sparse weight
-on its support, so that what prune-weights took out stays out.
+original's sum minus the pruned model's shortcut, so that errors of earlier blocks do not add up. Gates of LSTM, GRU
+and RNN hold two such products, of the input and of the states, whose Y follows from the original's x and h. lambda is
+chosen on samples that the fit did not see; an operator for which nothing is better than A_0 keeps it. Both solve a
+sparse weight on its support, so that what prune-weights took out stays out.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ import numpy.typing as npt
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Node
-from onnxcomp.linear import linear
 from onnxcomp.passes.dim_fitting import Task, observe, rows_of, sum_behind, targets
+from onnxcomp.passes.dim_readers import Reader
+from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_regression import solve
 from onnxcomp.passes.dim_replay import Replay
-from onnxcomp.passes.dim_sites import Site, sites
+from onnxcomp.passes.dim_sites import sites
 from onnxcomp.passes.sparse_patterns import held_zeros
 from onnxcomp.passes.sparse_update import Form, solve_on
 from onnxcomp.passes.surgery import Cut
@@ -51,15 +53,15 @@ class Repaired:
     errors: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def compensate(cut: Cut, found: Sequence[Site], grams: Mapping[Node, Gram]) -> None:
+def compensate(cut: Cut, found: Sequence[Reader], grams: Mapping[Any, Gram]) -> None:
     """Solve the readers of removed slices in closed form, in `cut.model`."""
     twins = _twin_nodes(cut)
     for site in found:
-        gram = grams.get(site.node)
-        kept = cut.keep(site.view.weight, site.input_axis)
-        extent = site.view.weight.shape[site.input_axis]
-        adds_up = (site.view.weight, site.input_axis) in cut.coupling.sums
-        if gram is None or not adds_up or len(kept) == extent or len(site.view.weight.outputs) > 1:
+        gram = grams.get(site.key)
+        kept = cut.keep(site.weight, site.input_axis)
+        extent = site.weight.shape[site.input_axis]
+        adds_up = (site.weight, site.input_axis) in cut.coupling.sums
+        if gram is None or not adds_up or len(kept) == extent or len(site.weight.outputs) > 1:
             continue
         taps = site.length // extent
         rows = (kept[:, None] * taps + np.arange(taps)).reshape(-1)
@@ -102,9 +104,7 @@ def resolve(
     )
     for number, task in enumerate(tasks):
         progress(number / len(tasks), f"solving the weights of {task.site.node.label}")
-        errors[task.site.node.label] = _fit(
-            cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.node)
-        )
+        errors[task.site.label] = _fit(cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.key))
     return Repaired(errors)
 
 
@@ -113,10 +113,11 @@ def _tasks(cut: Cut) -> Iterator[Task]:
     place = {node: number for number, node in enumerate(cut.coupling.model.graph.nodes)}
     outputs = cut.coupling.model.outputs()
     reached = _reached(cut)
-    for site in sites(cut.coupling.model):
-        if not any(t in reached for t in site.node.inputs) or len(site.view.weight.outputs) > 1:
+    found: list[Reader] = [*sites(cut.coupling.model), *recurrent_sites(cut.coupling.model)]
+    for site in sorted(found, key=lambda s: s.number):
+        if not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
             continue
-        if site.length > _MAX_LENGTH or 8 * site.view.groups * site.length**2 > 1 << 30:
+        if site.length > _MAX_LENGTH or 8 * site.groups * site.length**2 > 1 << 30:
             continue
         yield Task(site, twins[site.node], *sum_behind(site, place, outputs, cut.coupling.probe.shapes))
 
@@ -146,9 +147,7 @@ def _twin_nodes(cut: Cut) -> dict[Node, Node]:
 
 def _fit(cut: Cut, task: Task, replay: Replay, rows: int, seed: int, wanted: Sequence[Array]) -> tuple[float, float]:
     """Fit one operator; its relative error before and after, on the batches that chose the ridge."""
-    view = linear(cut.model, task.twin)
-    assert view is not None  # it was one before the removal, which keeps constants constant
-    site = Site(view, task.site.number)
+    site = task.site.on(cut.model, task.twin)
     fit, check = observe(site, task, replay, rows, seed, wanted)
     start = site.matrix()
     support = _support(task.site.matrix(), start)
@@ -192,11 +191,9 @@ def _solved(moment: Array, mixed: Array, start: Array, support: Array | None, ri
     return solve_on(Form(moment, mixed, np.zeros((len(start), start.shape[2])), start), support, ridge)
 
 
-def _restrict(cut: Cut, site: Site, twin: Node, weight: Array, bias: Array) -> None:
+def _restrict(cut: Cut, site: Reader, twin: Node, weight: Array, bias: Array) -> None:
     """Give the twin of a site, which has lost outputs, its part of a weight [groups, K, O] and a bias [outputs]."""
-    view = linear(cut.model, twin)
-    assert view is not None  # it was one before the removal, which keeps constants constant
-    kept = cut.keep(site.node.outputs[0], site.channel_axis)
-    groups = view.groups
-    rows = weight.transpose(0, 2, 1).reshape(-1, weight.shape[1])[kept].reshape(groups, -1, weight.shape[1])
-    Site(view, site.number).rewrite(cut.model, rows.transpose(0, 2, 1), bias[kept])
+    narrowed = site.on(cut.model, twin)
+    kept = site.kept_outputs(cut.keep)
+    rows = weight.transpose(0, 2, 1).reshape(-1, weight.shape[1])[kept].reshape(narrowed.groups, -1, weight.shape[1])
+    narrowed.rewrite(cut.model, rows.transpose(0, 2, 1), bias[kept])

@@ -130,7 +130,7 @@ def _targets(
     found: dict[Key, list[Array]] = {task.weight.key: [] for task in todo}
     if not todo:
         return found
-    session = piece(original, (), names, threads)
+    session = piece(original, {}, names, threads)
     for number, batch in enumerate(data.batches()):
         feeds = {spec.name: batch.feeds[spec.name] for spec in session.inputs}
         values = dict(zip(names, session.run(feeds, names), strict=True))

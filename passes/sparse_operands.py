@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.gram import Gram, pick
+from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Constant, Model, Node
+from onnxcomp.passes.dim_recurrent import Recurrent
 from onnxcomp.passes.dim_sites import Site, sites
 
-__all__ = ["Operand", "Source", "expose_states", "operands", "rewrite"]
+__all__ = ["Operand", "Source", "operands", "rewrite"]
 
 Array = npt.NDArray[Any]
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -146,33 +147,18 @@ def _source(site: Site) -> Source:
 def _recurrent(constant: Constant, node: Node) -> Operand:
     """W [directions, gates * H, inputs] or R [directions, gates * H, H]; the two halves of B are their biases."""
     directions, outputs, length = constant.shape
-    hidden = node.inputs[2] is constant
-    batch_first = bool(node.attrs.get("layout", 0))
-
-    def read() -> Array:
-        return np.ascontiguousarray(constant.values.astype(np.float64).transpose(0, 2, 1))
+    product = Recurrent(node, 0, node.inputs.index(constant))
 
     def write(matrix: Array) -> None:
         constant.values = np.ascontiguousarray(matrix.transpose(0, 2, 1).astype(constant.dtype))
 
-    def rows(value: Array, count: int, rng: np.random.Generator) -> Array:
-        if hidden:
-            split = np.moveaxis(value, 2 if batch_first else 1, 0).reshape(directions, -1, length)
-        else:
-            split = np.broadcast_to(value.reshape(1, -1, length), (directions, value.size // length, length))
-        return np.ascontiguousarray(split[:, pick(split.shape[1], count, rng)])
-
     def shift(model: Model, values: Array) -> None:
-        bias = node.inputs[3]
-        total = bias.values.astype(np.float64)
-        half = slice(outputs, None) if hidden else slice(outputs)
-        total[:, half] += values
-        node.inputs[3] = model.constant(model.graph, bias.name, total.astype(bias.dtype))
+        product.rewrite_bias(model, product.bias() + values.reshape(-1))
 
-    takes_bias = len(node.inputs) > 3 and isinstance(node.inputs[3], Constant)
-    name = node.outputs[0].name if hidden else node.inputs[0].name
-    sources = (Source(name, rows, shift if takes_bias else None),) if name else ()
-    return Operand(constant, (node,), (directions, length, outputs), 1, read, write, sources)
+    sources = (
+        (Source(product.source, product.patches, shift if product.takes_bias else None),) if product.source else ()
+    )
+    return Operand(constant, (node,), (directions, length, outputs), 1, product.matrix, write, sources)
 
 
 def _plain(constant: Constant, readers: Sequence[Node]) -> Operand:
@@ -186,14 +172,6 @@ def _plain(constant: Constant, readers: Sequence[Node]) -> Operand:
 
     why = "its input channels are not known here, so that only single weights can go"
     return Operand(constant, tuple(readers), (1, constant.weight.size, 1), 1, read, write, misfit=why)
-
-
-def expose_states(model: Model) -> None:
-    """Give recurrent nodes that only return their last state the output with all states."""
-    for scope in model.graph.scopes():
-        for node in scope.nodes:
-            if node.op in _RECURRENT and not node.domain and not node.outputs[0].name:
-                node.outputs[0] = model.variable(f"{node.label}_states")
 
 
 def rewrite(model: Model, operand: Operand, matrix: Array, grams: Sequence[Gram] = ()) -> None:

@@ -16,10 +16,11 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.pass_options import matches
+from onnxcomp.passes.dim_recurrent import expose_states
 from onnxcomp.passes.judge import Judge, acceptable, held_out
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.sparse_moments import collect_moments, second_moment
-from onnxcomp.passes.sparse_operands import Operand, expose_states, operands, rewrite
+from onnxcomp.passes.sparse_operands import Operand, operands, rewrite
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_plan import LEVELS, Curve, allocate, uniform
 from onnxcomp.passes.sparse_sequence import Recipe, prune_in_order

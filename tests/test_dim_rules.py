@@ -69,10 +69,20 @@ SEQUENCES: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
     "every second slice": ("<int64[1] f = {0}, int64[1] g = {8}, int64[1] h = {2}>",
                            "c = Slice (a, f, g, h, h) b = Concat <axis = 2> (c, c)", {}),
     "gather": ("<int64[4] f = {6, 1, 1, 3}>", "c = Gather <axis = 2> (a, f) b = Concat <axis = 2> (c, c)", {}),
+    "scattered channels": ("<int64[4, 1] f = {6, 1, -5, 0}, int64[1] g = {0}, int64[1] h = {4}>",
+                           "c = Transpose <perm = [2, 0, 1]> (a) d = Slice (c, g, h, g) e = Relu (d) "
+                           "i = ScatterND (c, f, e) b = Transpose <perm = [1, 2, 0]> (i)", {}),
+    "scattered grid": ("<int64[2, 2, 2] f = {1, 2, 1, 5, 3, 2, 3, 5}, int64[2] g = {0, 0}, int64[2] h = {2, 2}>",
+                       "c = ReduceMean <axes = [0], keepdims = 0> (a) d = Slice (c, g, h) e = ScatterND (c, f, d) "
+                       "b = Add (a, e)", {}),
     "padding": ("<int64[6] f = {0, 0, 2, 0, 0, 3}>", "c = Pad (a, f) d = Add (c, k) b = MatMul (d, l)",
                 {"k": (13,), "l": (13, 8)}),
     "shuffle": ("<int64[4] f = {0, 5, 2, 4}, int64[3] g = {0, 5, 8}>",
                 "c = Reshape (a, f) d = Transpose <perm = [0, 1, 3, 2]> (c) b = Reshape (d, g)", {}),
+    "repeated for the batch": (
+        "<int64[1] f = {0}, int64[2] g = {5, 1}>",
+        "c = Shape (x) d = Gather (c, f) e = Concat <axis = 0> (d, g) i = Tile (k, e) b = Add (a, i)",
+        {"k": (1, 1, 8)}),
     "expand": ("<int64[3] f = {1, 5, 8}>", "c = Expand (k, f) b = Add (a, c)", {"k": (1, 1, 8)}),
     "shape computed from the batch": (
         "<int64[1] f = {0}, int64[1] g = {5}, int64[2] h = {2, 4}, int64[1] k = {8}, int64[1] p = {5}>",

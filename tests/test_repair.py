@@ -7,13 +7,15 @@ import onnx.parser
 import pytest
 from onnx import numpy_helper
 
-from onnxcomp.calibration.data import open_data
+from onnxcomp.calibration.data import Dataset, open_data
 from onnxcomp.graph import Model
 from onnxcomp.passes.dim_probe import plain_form
+from onnxcomp.passes.dim_readers import Reader
+from onnxcomp.passes.dim_recurrent import expose_states, recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import couple
 from onnxcomp.passes.repair import compensate, resolve
-from onnxcomp.passes.surgery import remove
+from onnxcomp.passes.surgery import Cut, remove
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 
@@ -26,6 +28,11 @@ READERS = {
         (12, 5, 3, 3),
     ),
     "Gemm": ("p = GlobalAveragePool (a) q = Flatten (p) y = Gemm <alpha = 0.5, transB = 1> (q, w, v)", (5, 12)),
+    "GRU": (
+        "p = ReduceMean <axes = [3], keepdims = 0> (a) q = Transpose <perm = [2, 0, 1]> (p) "
+        "y = GRU <hidden_size = 5> (q, w, u)",
+        (1, 15, 12),
+    ),
     "MatMul": ("p = Transpose <perm = [0, 2, 3, 1]> (a) q = MatMul (p, w) y = Add (q, v)", (12, 5)),
 }
 
@@ -47,9 +54,16 @@ def network(reader: str) -> Model:
         ("b", b),
         ("w", rng.normal(size=shape)),
         ("v", rng.normal(size=5)),
+        *([("u", rng.normal(size=(1, 15, 5)))] if reader == "GRU" else []),
     ):
         proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     return from_proto(proto)
+
+
+def compensate_all(cut: Cut, data: Dataset) -> None:
+    model = cut.coupling.model
+    found: list[Reader] = [*sites(model), *recurrent_sites(model)]
+    compensate(cut, found, collect_grams(model, found, data, threads=1, memory=1 << 30, seed=0))
 
 
 @pytest.mark.parametrize("reader", READERS)
@@ -65,8 +79,7 @@ def test_what_other_channels_know_is_put_back(reader: str, method: str) -> None:
     data = open_data(x, open_session(model).inputs)
     expected, before = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
     if method == "compensate":
-        grams = collect_grams(model, sites(model), data, threads=1, memory=1 << 30, seed=0)
-        compensate(cut, sites(model), grams)
+        compensate_all(cut, data)
     else:
         resolve(cut, data, samples=None, threads=1, seed=0)
     after = open_session(cut.model).run(x)[0]
@@ -90,7 +103,7 @@ def test_zeros_of_a_sparse_weight_stay(reader: str, method: str) -> None:
     data = open_data(x, open_session(model).inputs)
     expected, before = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
     if method == "compensate":
-        compensate(cut, sites(model), collect_grams(model, sites(model), data, threads=1, memory=1 << 30, seed=0))
+        compensate_all(cut, data)
     else:
         resolve(cut, data, samples=None, threads=1, seed=0)
     after = open_session(cut.model).run(x)[0]
@@ -125,3 +138,45 @@ def test_an_error_ahead_of_a_sum_with_a_shortcut_is_fitted_after_it() -> None:
         assert after < before
     expected, after_all = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
     assert np.square(expected - after_all).mean() < 0.05 * np.square(expected).mean()
+
+
+RECURRENT = {
+    "LSTM": ('direction = "bidirectional"', "Y, h", 4, 2),
+    "GRU": ("linear_before_reset = 1", "Y, h", 3, 1),
+    "RNN": ('activations = ["Tanh"]', ", h", 1, 1),
+}
+
+
+@pytest.mark.parametrize("op", RECURRENT)
+@pytest.mark.parametrize("method", ["compensate", "both"])
+def test_what_other_states_know_is_put_back(op: str, method: str) -> None:
+    """Units 6 and 7 of eight compute what 0 and 1 do."""
+    attributes, outputs, gates, directions = RECURRENT[op]
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> net (float[7, n, 4] x) => (float[d, n, 3] y) '
+        f"{{ {outputs} = {op} <hidden_size = 8, {attributes}> (x, w, r, b) y = MatMul (h, m) }}"
+    )
+    rng = np.random.default_rng(5)
+    shapes = {"w": (4,), "r": (8,), "b": ()}
+    for name, rest in shapes.items():
+        halves = 2 if name == "b" else 1
+        values = rng.normal(size=(directions, halves * gates, 8, *rest)) * 0.5
+        values[:, :, 6:] = values[:, :, :2]
+        values = values.reshape(directions, halves * gates * 8, *rest)
+        proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=(8, 3)).astype(np.float32), "m"))
+    model = plain_form(from_proto(proto))
+    expose_states(model)
+    coupling = couple(model)
+    (group,) = coupling.groups
+    r = next(t for t, axis in group.axes if t.name == "r")
+    cut = remove(coupling, coupling.label(r, 2)[6:].tolist())
+    x = {"x": rng.normal(size=(7, 64, 4)).astype(np.float32)}
+    data = open_data({"x": x["x"]}, open_session(model).inputs)
+    expected, before = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
+    compensate_all(cut, data)
+    if method == "both":
+        resolve(cut, data, samples=None, threads=1, seed=0)
+    after = open_session(cut.model).run(x)[0]
+    assert np.square(before - expected).mean() > 0.01 * np.square(expected).mean()
+    assert np.square(after - expected).mean() < 1e-3 * np.square(before - expected).mean()

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/pruning.py coverage [--peers PYTHON] [--only NAME]
     python tests/benchmarks/pruning.py accuracy [--zoo FOLDER] [--only NAME] [--shares 0.75,0.6,0.5]
+    python tests/benchmarks/pruning.py budget [--zoo FOLDER] [--only NAME] [--drop 0.01]
 
 `coverage` removes 30 % of every group of networks with random weights and prints the share of weight elements in
 reach, the largest difference from the original with those slices set to zero (groups that a normalization averages over
@@ -12,6 +13,10 @@ result on two samples.
 `accuracy` prunes trained networks to shares of their multiplications and prints the share reached, top-1 before and
 after repair, and the speed-up on one thread (best of interleaved runs). Unlabelled calibration data, labels only to
 print.
+
+`budget` lets the pass find how much may go at a drop, for each model with calibration data, and prints the shares of
+multiplications and parameters that stay, what the pass saw on held-out samples, the drop and SQNR on evaluation
+samples that it did not see, and the share of the time that stays.
 """
 
 from __future__ import annotations
@@ -43,17 +48,15 @@ onnx.save(apply_structured_pruning(onnxsim.simplify(onnx.load(sys.argv[1]))[0], 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("coverage", "accuracy"))
+    parser.add_argument("what", choices=("coverage", "accuracy", "budget"))
     parser.add_argument("--peers", default="")
     parser.add_argument("--only", default="")
     parser.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo")
     parser.add_argument("--shares", default="0.75,0.6,0.5")
     parser.add_argument("--options", default="", help="further options of the pass, such as price=macs")
+    parser.add_argument("--drop", type=float, default=0.01)
     arguments = parser.parse_args()
-    if arguments.what == "coverage":
-        coverage(arguments)
-    else:
-        accuracy(arguments)
+    {"coverage": coverage, "accuracy": accuracy, "budget": budget}[arguments.what](arguments)
 
 
 # --- coverage -----------------------------------------------------------------------------------------------
@@ -157,6 +160,36 @@ def accuracy(arguments: Any) -> None:
             quality = f"{cells[0]:6.2f} {cells[1]:6.2f} {cells[2]:8.2f}"
             faster = speedup(model, pruned, evaluation)
             print(f"{name:36s} {reached} {quality} {faster:6.2f}x {seconds:5.0f}", flush=True)
+
+
+def budget(arguments: Any) -> None:
+    from onnxcomp import io
+    from onnxcomp.calibration.data import open_data
+    from onnxcomp.calibration.split import limited
+    from onnxcomp.manager import Context, Pipeline
+    from onnxcomp.passes.judge import Judge
+    from onnxcomp.runtime import open_session
+
+    folder = arguments.zoo / "feeds"
+    for path in sorted((arguments.zoo / "models").glob(f"*{arguments.only}*.onnx")):
+        feeds = TRAINED.get(path.stem, path.stem)
+        if not (folder / f"{feeds}.calib.npz").exists():
+            continue
+        model = io.load(path)
+        Pipeline.parse(LOSSLESS).run(model, Context())
+        inputs = open_session(model).inputs
+        calibration, evaluation = (open_data(folder / f"{feeds}.{part}.npz", inputs) for part in ("calib", "eval"))
+        begin = time.perf_counter()
+        pruned = model.copy()
+        context = Context(data=limited(calibration, 512), max_drop=arguments.drop)
+        (record,) = Pipeline.parse("prune-channels").run(pruned, context)
+        sqnr, drop, _ = Judge(model, evaluation, samples=3000).assess(pruned)
+        found = record.details
+        print(
+            f"{path.stem:36s} macs {found['macs']:.3f} params {found['params']:.3f} held {found.get('after_repair')} "
+            f"drop {drop:.4f} SQNR {sqnr:.1f} dB time {found.get('time')} {time.perf_counter() - begin:.0f} s",
+            flush=True,
+        )
 
 
 def sliced(model: Any, kept: Any) -> Any:
