@@ -25,6 +25,7 @@ import numpy.typing as npt
 from onnxcomp.graph import Constant, Graph, Model, Node, producer, sort
 from onnxcomp.linear import LINEAR_OPS, Linear, linear, output_rank, per_channel
 from onnxcomp.manager import Context, Effect, Pass
+from onnxcomp.passes.activations import fuse_hard_sigmoid
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.pairs import absorb_output, fuse_padding, matmul_to_gemm, relu_into_clip
 from onnxcomp.shapes import Shapes
@@ -45,12 +46,13 @@ class Fuse(Pass):
     effect: ClassVar[Effect] = "float"
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
-        counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0, "clip": 0}
+        counts = {"after": 0, "before": 0, "padding": 0, "gemm": 0, "clip": 0, "hard sigmoid": 0}
         _lift_constants(model)
         shapes = ctx.shapes(model)  # what follows changes weights, not values
         for _ in range(_MAX_ROUNDS):
             step = dict.fromkeys(counts, 0)
             for scope in [scope for scope, opset in model.versions() if opset == model.opset]:
+                step["hard sigmoid"] += fuse_hard_sigmoid(model, scope, shapes, ctx)  # before its Add goes elsewhere
                 step["after"] += _fuse_following(model, scope, shapes, ctx)
                 step["before"] += _fuse_preceding(model, scope, shapes, ctx)
                 step["padding"] += fuse_padding(model, scope, ctx)
