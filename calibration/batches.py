@@ -124,7 +124,7 @@ def sample_hashes(batch: Batch) -> list[str]:
         digest = hashlib.sha256()
         for name, array in sorted(batch.feeds.items()):
             per_sample = batch.count > 1 and array.ndim > 0 and len(array) == batch.count
-            row = array[sample] if per_sample else array
+            row = array[sample : sample + 1] if per_sample else array  # still an array, of strings too
             data = repr(row.tolist()).encode() if row.dtype.hasobject else row.tobytes()
             digest.update(f"{name} {row.dtype} {len(data)}\n".encode())
             digest.update(data)

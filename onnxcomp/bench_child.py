@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp import gpu
-from onnxcomp.bench_runner import BLOCK_NS, Feeds, Runner
+from onnxcomp.bench_runner import BLOCK_NS, Feeds, Runner, start_runtime
 from onnxcomp.binding import DEVICES
 from onnxcomp.errors import ProviderError
 from onnxcomp.placement import fallback
@@ -57,6 +57,7 @@ def measure_alone(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     device_before = gpu.device_memory() if on_device else None
     _reset_peak_resident()
     before = _resident("VmRSS")
+    start_runtime()
     runner = Runner(job["model"], feeds, job)
     until = perf_counter() + 0.2
     for index in range(1, max(2, len(feeds))):  # memory depends on shapes, and the second run adds its own buffers
@@ -105,6 +106,7 @@ def measure_round(job: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     feeds = _load_feeds(job["feeds"])
     count = len(job["models"]) + 1
     runners: dict[int, Runner] = {}
+    start_runtime()
     for i in rng.permutation(count).tolist():  # the first to load pays for what the others find ready
         model = i % (count - 1)
         emit({"model": model})

@@ -56,7 +56,8 @@ class SpeedGate:
         slower = ratio < 1 / (1 + max(found.noise_floor, 0.01)) and _kernels(before) != _kernels(after)
         reason = None
         if slower or ratio < least:
-            reason = f"it runs at {ratio:.2f}x the speed of the model before, on this machine"
+            asked = f", less than the {least:g}x that it takes," if ratio >= 1 else ","
+            reason = f"it runs at {ratio:.2f}x the speed of the model before{asked} on this machine"
         elif smaller and ratio < LEAST_GAIN and after.file_bytes >= before.file_bytes:
             reason = f"its file has {after.file_bytes:,} bytes, {before.file_bytes:,} before, and it is no faster"
         return reason, replace(found, models=(original, after if reason is None else before))

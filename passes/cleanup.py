@@ -33,9 +33,9 @@ class Cleanup(Pass):
     effect: ClassVar[Effect] = "exact"
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
-        counts = {"neutral": 0, "pairs": 0, "duplicate initializers": 0, "common subexpressions": 0, "dead": 0}
-        remove_dead(model, ctx)
-        _constants_to_initializers(model, ctx)
+        counts = {"neutral": 0, "pairs": 0, "duplicate initializers": 0, "common subexpressions": 0}
+        counts["dead"] = remove_dead(model, ctx)
+        counts["constant nodes"] = _constants_to_initializers(model, ctx)
         shapes = ctx.shapes(model)
         for _ in range(_MAX_ROUNDS):
             sites = [Site(model, scope, shapes, opset) for scope, opset in model.versions()]
@@ -53,9 +53,10 @@ class Cleanup(Pass):
         return {key: count for key, count in counts.items() if count}
 
 
-def _constants_to_initializers(model: Model, ctx: Context) -> None:
-    """Constant nodes become initializers of their scope (function bodies have none and keep theirs)."""
+def _constants_to_initializers(model: Model, ctx: Context) -> int:
+    """Constant nodes become initializers of their scope (function bodies have none and keep theirs); how many."""
     outputs = model.outputs()
+    count = 0
     for scope in list(model.graph.scopes()):
         gone = []
         for node in scope.nodes:
@@ -68,6 +69,8 @@ def _constants_to_initializers(model: Model, ctx: Context) -> None:
                 model.redirect(node.outputs[0], constant)
                 gone.append(node)
         scope.remove(gone)
+        count += len(gone)
+    return count
 
 
 def _remove_neutral(site: Site, ctx: Context) -> int:

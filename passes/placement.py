@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.graph import Constant, Graph, Model, Node, producer
+from onnxcomp.graph import Constant, Graph, Model, Node, Variable, producer
 from onnxcomp.linear import Linear, linear
 from onnxcomp.manager import Context
 from onnxcomp.shapes import Shapes
 
-__all__ = ["Placement", "Unit", "addend_of", "place"]
+__all__ = ["Placement", "Unit", "addend_of", "place", "why_no_weight"]
 
 Array = npt.NDArray[Any]
 
@@ -168,6 +168,16 @@ def _why_not(node: Node) -> str:
         return "ONNX Runtime's CPU provider has no 8-bit kernel for it"
     if node.op in ("LSTM", "GRU", "RNN"):
         return "recurrent layers have no static 8-bit kernel"
+    return why_no_weight(node)
+
+
+def why_no_weight(node: Node) -> str:
+    """Why a product or convolution has no constant weight to quantize."""
+    operands = node.inputs[:2]
+    if any((made := producer(t)) is not None and made.op == "DequantizeLinear" for t in operands):
+        return "it is quantized already, or its weight is stored so"
+    if any(isinstance(t, Variable) and t.default is not None for t in operands):
+        return "its weight is also an input of the model, which callers may override"
     return "its weight is not constant"
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from onnxcomp.graph import Constant, Graph, Model, Node, producer
 from onnxcomp.linear import LINEAR_OPS, Linear, linear
 from onnxcomp.manager import Context
-from onnxcomp.passes.placement import Placement, Unit, addend_of
+from onnxcomp.passes.placement import Placement, Unit, addend_of, why_no_weight
 from onnxcomp.shapes import Shapes
 
 __all__ = ["place_for_tensorrt"]
@@ -47,7 +47,7 @@ def place_for_tensorrt(
             continue
         if node.op in wanted:
             view = linear(model, node)
-            reason = "its weight is not constant" if view is None else _unfit(view, shapes)
+            reason = why_no_weight(node) if view is None else _unfit(view, shapes)
             if view is None or reason is not None:
                 ctx.refuse(node.label, reason or "")
                 continue

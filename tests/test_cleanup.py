@@ -25,6 +25,16 @@ def ops(proto):
     return " ".join(sorted(n.op_type for g in graphs(proto) for n in g.node))
 
 
+def test_every_rewrite_is_in_the_account():
+    body = "g (float[N] x) => (float[N] y) { c = Constant<value_float = 2.0>() y = Mul(x, c) d = Neg(y) }"
+    model, ctx = from_proto(hostile.parse(body)), Context()
+
+    account = Cleanup().run(model, ctx)
+
+    assert account == {"dead": 1, "constant nodes": 1}
+    assert len(ctx.rewrites) == sum(account.values())
+
+
 @pytest.mark.parametrize(
     ("nodes", "left"),
     [

@@ -548,6 +548,14 @@ def test_sample_hashes_do_not_depend_on_batching_and_tell_samples_apart() -> Non
     assert len(set(by_four)) == 6
 
 
+def test_samples_of_text_have_hashes_too() -> None:
+    words, x = np.array(["a", "b", "c"], dtype=object), rows(3, 2)
+    together = sample_hashes(Batch({"words": words, "x": x}, None, 3, ""))
+    alone = [sample_hashes(Batch({"words": words[i : i + 1], "x": x[i : i + 1]}, None, 1, ""))[0] for i in range(3)]
+    assert together == alone
+    assert len(set(together)) == 3
+
+
 def test_a_changed_bit_changes_only_its_samples_hash() -> None:
     data = rows(4, 3)
     changed = data.copy()

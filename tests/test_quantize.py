@@ -210,6 +210,27 @@ def test_a_transposed_convolution_is_refused_with_its_reason() -> None:
     assert any("no 8-bit kernel" in r.reason for r in ctx.refusals)
 
 
+def test_why_a_weight_is_not_quantized_is_told_apart() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4] x, float[4, 4] open) => (float[N, 4] y, float[N, N] z) {
+          stored = DequantizeLinear (codes, scale)
+          a = MatMul (x, stored)
+          y = MatMul (a, open)
+          t = Transpose <perm = [1, 0]> (a)
+          z = MatMul (a, t)
+        }""",
+        open=w(4, 4), codes=np.ones((4, 4), np.int8), scale=np.float32(0.1),
+    )  # fmt: skip
+
+    _, ctx, _ = quantized(model, {"x": RNG.standard_normal((20, 4)).astype(np.float32)})
+
+    reasons = [r.reason for r in ctx.refusals]
+    assert [r.split(",")[0] for r in reasons] == [
+        "it is quantized already", "its weight is also an input of the model", "its weight is not constant"
+    ]  # fmt: skip
+
+
 def test_an_old_opset_is_raised_only_as_far_as_needed() -> None:
     model = parse(
         """<ir_version: 4, opset_import: ["" : 9]>
