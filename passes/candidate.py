@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.ranges import QuantParameters
+from onnxcomp.calibration.ranges import Method, QuantParameters
 from onnxcomp.graph import Model, sort
 from onnxcomp.manager import Context
 from onnxcomp.passes.cleanup import remove_dead
@@ -48,7 +48,7 @@ class Candidate:
     units: tuple[Unit, ...]
     score: float = float("-inf")
     drop: float = float("inf")
-    ranges: str = ""
+    ranges: Method | None = None
 
 
 def first_decisions(

@@ -1,14 +1,16 @@
 """Float islands: units that stay in float because their rounding costs more than their time is worth.
 
-Two uses. The classifier at the end of a network holds few of its multiplications and its output is float anyway, so it
-may stay in float for little (its weight keeps its int8 form in the file only if it is quantized). And where rounding
-breaks the budget, the run of consecutive units whose return to float helps most goes back, again and again, until the
-quality is within the budget; whole runs, because each border between int8 and float costs a conversion.
+Three uses. The classifier at the end of a network holds few of its multiplications and its output is float anyway, so
+it may stay in float for little (its weight keeps its int8 form in the file only if it is quantized). So may the branch
+of an output that hardly any calibration sample has a signal in, such as a detector's confidence: the ranges seen there
+tell little about those to come, and what they cut off is what the output is about. And where rounding breaks the
+budget, the run of consecutive units whose return to float helps most goes back, again and again, until the quality is
+within the budget; whole runs, because each border between int8 and float costs a conversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +20,7 @@ from onnxcomp.macs import count_macs
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 
-__all__ = ["rescue", "tail_in_float"]
+__all__ = ["heads_in_float", "rescue", "tail_in_float"]
 
 _RUNS = 6  # consecutive runs that are tried in each round of a rescue
 _ROUNDS = 4
@@ -36,6 +38,32 @@ def tail_in_float(best: Candidate, build: Build, model: Model, budget: float) ->
         return best
     tried = build(_with_float(best, [units[-1]]))
     return tried if tried.score >= best.score + _WORTH else best
+
+
+def heads_in_float(best: Candidate, build: Build, model: Model, outputs: Collection[str], budget: float) -> Candidate:
+    """Try in float what serves one of the named outputs alone, if it holds at most the share `budget` of all
+    multiplications.
+    """
+    units = [u for u in best.units if u.view is not None]
+    served = _served(model)
+    heads = [u for u in units if len(served.get(u.key, ())) == 1 and served[u.key] <= set(outputs)]
+    if not heads or len(heads) == len(units):
+        return best
+    costs = _shares(units, model)
+    if sum(costs[u.key] for u in heads) > budget:
+        return best
+    tried = build(_with_float(best, heads))
+    return tried if tried.score >= best.score else best
+
+
+def _served(model: Model) -> dict[str, frozenset[str]]:
+    """Names of the graph outputs that each value of the main graph leads to."""
+    found: dict[str, frozenset[str]] = {o.name: frozenset({o.name}) for o in model.graph.outputs}
+    for node in reversed(model.graph.nodes):
+        reached = frozenset[str]().union(*(found.get(o.name, frozenset()) for o in node.outputs))
+        for tensor in node.reads():
+            found[tensor.name] = found.get(tensor.name, frozenset()) | reached
+    return found
 
 
 def rescue(best: Candidate, build: Build, max_drop: float, progress: Progress) -> Candidate:

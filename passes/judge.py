@@ -23,6 +23,7 @@ __all__ = ["Judge", "acceptable", "held_out", "prudent"]
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
 _NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
+_MIN_FOR_RARE = 8  # samples from which the spread of an output over them says something
 
 _SPENT = 0.75  # share of the budget that a search may use up on the samples that it looks at
 
@@ -71,6 +72,7 @@ class Judge:
         self._threads = threads
         self._feeds: list[Mapping[str, Array]] = []
         self._expected: list[list[Array]] = []
+        self._powers: dict[str, list[float]] = {o.name: [] for o in reference.graph.outputs}
         names = _compared(reference)
         session = expose(reference, names, threads=threads)
         held = 0
@@ -79,10 +81,23 @@ class Judge:
             held += sum(v.nbytes for v in values)
             self._feeds.append(batch.feeds)
             self._expected.append(values)
+            for powers, value in zip(self._powers.values(), values, strict=False):  # the inputs of a Softmax follow
+                powers.extend(_powers(value, batch.count))
             if held > _LIMIT:
                 break
         classes = len(reference.graph.outputs) == 1
         self.counted = sum(len(v[0]) for v in self._expected if classes and _has_classes(v[0]))
+
+    def rare_outputs(self) -> list[str]:
+        """Outputs to which most samples hardly add: (sum p)^2 / sum p^2, the number of samples that count for the power
+        p, is below a third of them. What they are where something is found is in few calibration samples, if in any.
+        """
+        found = []
+        for name, powers in self._powers.items():
+            p = np.array(powers)
+            if len(p) >= _MIN_FOR_RARE and p.any() and np.square(p.sum()) / np.square(p).sum() < len(p) / 3:
+                found.append(name)
+        return found
 
     def score(self, candidate: Model) -> tuple[float, float]:
         """`assess` without the expected drop."""
@@ -133,6 +148,15 @@ class Judge:
 
 def _has_classes(output: Array) -> bool:
     return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
+
+
+def _powers(value: Array, count: int) -> list[float]:
+    """Sum of squares of each sample where the first axis holds `count` samples, else of all."""
+    if value.dtype.kind != "f":
+        return []
+    squares = np.square(value.astype(np.float64))
+    rows = squares.reshape(count, -1) if value.ndim and len(value) == count else squares.reshape(1, -1)
+    return [float(row) for row in rows.sum(axis=1)]
 
 
 def _margins(scores: Array) -> Array:

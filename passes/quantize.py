@@ -101,7 +101,8 @@ class Quantize(Pass):
             return {"quantized": 0}
         upgrade(model, _MIN_OPSET)
         fit, held = parts(ctx.data)
-        search = Search(model, ctx, self, Judge(model, held, threads=ctx.threads), fit, layout)
+        judge = Judge(model, held, threads=ctx.threads)
+        search = Search(model, ctx, self, judge, fit, layout, held_out=held is not fit)
         best = search.run(frozenset(skip))
         if not any(u.view is not None for u in best.units):
             ctx.withdraw(mark)

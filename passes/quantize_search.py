@@ -25,7 +25,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bias_correction import correct
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
-from onnxcomp.passes.islands import rescue, tail_in_float
+from onnxcomp.passes.islands import heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups
 from onnxcomp.passes.layout import CPU, Layout
@@ -68,11 +68,20 @@ def _rounding_cost(candidate: Candidate) -> float:
 class Search:
     """Builds candidates of a layout and keeps the best. `trail` records what each step brought, in dB.
 
-    `fit` is what statistics are taken from, `judge` compares on samples held out, `options` are those of the pass.
+    `fit` is what statistics are taken from, `judge` compares on samples held out (`held_out`; on the same where there
+    are too few to split), `options` are those of the pass.
     """
 
     def __init__(
-        self, model: Model, ctx: Context, options: Quantize, judge: Judge, fit: Dataset, layout: Layout
+        self,
+        model: Model,
+        ctx: Context,
+        options: Quantize,
+        judge: Judge,
+        fit: Dataset,
+        layout: Layout,
+        *,
+        held_out: bool = True,
     ) -> None:
         self.model = model
         self.ctx = ctx
@@ -80,19 +89,21 @@ class Search:
         self.judge = judge
         self.fit = fit
         self.layout = layout
+        self.held_out = held_out
         self.trail: dict[str, float] = {}
         self.slow: frozenset[str] = frozenset()  # units that are in float because they are faster so
         self.limit = _largest_code(options.weight_bits, layout)
 
     def run(self, skip: frozenset[str]) -> Candidate:
-        seen = self._observe(skip)
+        seen = self._observe(skip, self.fit, grams=self._second_order)
         best = self._best_ranges(seen, skip)
         if self.options.rescale:
             best, seen = self._rescaled(best, seen, skip)
-        if self.options.rounding == "second-order":
+        if self._second_order:
             first = best
             best = self._keep_better("second-order rounding", best, self._rounded(first, seen))
-            if _rounding_cost(first) <= _CHEAP:
+            # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
+            if self.held_out and _rounding_cost(first) <= _CHEAP:
                 best = self._keep_better("weights for rounded inputs", best, self._rounded(first, seen, noisy=True))
         if self.options.bias_correction:
             best = self._corrected(best)
@@ -103,28 +114,42 @@ class Search:
         return best
 
     def _rescaled(self, best: Candidate, seen: Moments, skip: frozenset[str]) -> tuple[Candidate, Moments]:
-        """The model with channels evened out by smoothing and equalization, if it clearly wins."""
+        """The model with channels evened out by smoothing and equalization, if it clearly wins.
+
+        Ranges of a few samples tell whether all of them are worth another pass over the data.
+        """
+        few = limited(self.fit, _RESCALE_SAMPLES)
+        methods = (best.ranges,) if best.ranges else ()
+        before: Candidate | None = None
         for what, rescale in (("smoothing", smoothed), ("equalization", equalized)):
-            model = rescale(self.model, limited(self.fit, _RESCALE_SAMPLES), self.ctx)
+            model = rescale(self.model, few, self.ctx)
             if model is None:
                 continue
+            if before is None:
+                before = self._best_ranges(self._observe(skip, few), skip, what="few samples, ", methods=methods)
             old, self.model = self.model, model
-            new_seen = self._observe(skip)
-            new = self._best_ranges(new_seen, skip, what=f"{what}, ")
-            if new.score >= best.score + _CLEARLY:
-                best, seen = new, new_seen
-            else:
-                self.model = old
+            first = self._best_ranges(self._observe(skip, few), skip, what=f"{what}, few samples, ", methods=methods)
+            if first.score > before.score:
+                new_seen = self._observe(skip, self.fit, grams=self._second_order)
+                new = self._best_ranges(new_seen, skip, what=f"{what}, ")
+                if new.score >= best.score + _CLEARLY:
+                    best, seen, before = new, new_seen, first
+                    continue
+            self.model = old
         return best, seen
 
-    def _observe(self, skip: frozenset[str]) -> Moments:
+    @property
+    def _second_order(self) -> bool:
+        return self.options.rounding == "second-order"
+
+    def _observe(self, skip: frozenset[str], data: Dataset, *, grams: bool = False) -> Moments:
         plan = self._place(self.model, skip)
         self.ctx.progress(0.0, "calibrating")
         return observe_inputs(
             self.model,
             plan,
-            self.fit,
-            grams=self.options.rounding == "second-order",
+            data,
+            grams=grams,
             threads=self.ctx.threads,
             memory=self.ctx.memory,
             seed=self.ctx.seed,
@@ -139,8 +164,10 @@ class Search:
         score, drop = self.judge.score(candidate.model)
         return replace(candidate, score=score, drop=drop)
 
-    def _best_ranges(self, seen: Moments, skip: frozenset[str], what: str = "") -> Candidate:
-        methods: tuple[Method, ...] = _METHODS if self.options.ranges == "auto" else (self.options.ranges,)
+    def _best_ranges(
+        self, seen: Moments, skip: frozenset[str], *, what: str = "", methods: tuple[Method, ...] = ()
+    ) -> Candidate:
+        methods = methods or (_METHODS if self.options.ranges == "auto" else (self.options.ranges,))
         plan = self._place(self.model, skip)
         found: list[Candidate] = []
         for number, method in enumerate(methods):
@@ -186,6 +213,8 @@ class Search:
 
     def _with_islands(self, best: Candidate) -> Candidate:
         best = tail_in_float(best, self._build, self.model, self.options.island_cost)
+        rare = self.judge.rare_outputs()
+        best = heads_in_float(best, self._build, self.model, rare, self.options.island_cost)
         allowed = self.ctx.max_drop * _MARGIN
         if best.drop > allowed:
             best = rescue(best, self._build, allowed, self.ctx.progress)

@@ -1,0 +1,94 @@
+"""islands: what serves an output that few samples show stays in float, where that costs little."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp.calibration.data import open_data
+from onnxcomp.graph import Model
+from onnxcomp.manager import Context
+from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.quantize import Quantize
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import from_proto
+
+RNG = np.random.default_rng(0)
+
+
+def w(*shape: int) -> np.ndarray:
+    return (RNG.standard_normal(shape) * 0.2).astype(np.float32)
+
+
+def detector(width: int) -> Model:
+    """A trunk, a branch that always says something, and one of `width` channels that speaks up for large inputs."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] box, float[N, 1, 8, 8] found) {
+          t = Conv <pads = [1, 1, 1, 1]> (x, w1)  tr = Relu (t)
+          u = Conv <pads = [1, 1, 1, 1]> (tr, w2)  ur = Relu (u)
+          box = Conv (ur, w3)
+          h = Conv (ur, w4)  hr = Relu (h)  z = Conv (hr, w5)
+          found = Sigmoid (z)
+        }""")
+    weights = {"w1": w(16, 3, 3, 3), "w2": w(16, 16, 3, 3), "w3": w(4, 16, 1, 1)}
+    weights |= {"w4": np.abs(w(width, 16, 1, 1)), "w5": np.abs(w(1, width, 1, 1))}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    return from_proto(proto)
+
+
+def samples(loud: int) -> dict[str, np.ndarray]:
+    """40 pictures, of which `loud` are twenty times as bright."""
+    x = RNG.standard_normal((40, 3, 8, 8)).astype(np.float32) * 0.1
+    x[:loud] *= 20
+    return {"x": x}
+
+
+def context(model: Model, feeds: dict[str, np.ndarray]) -> Context:
+    return Context(data=open_data(feeds, open_session(model).inputs), max_drop=0.5)
+
+
+def run(model: Model, ctx: Context, **options: Any) -> Any:
+    return Quantize(rescale=False, rounding="nearest", bias_correction=False, **options).run(model, ctx)
+
+
+@pytest.mark.parametrize(("loud", "rare"), [(0, []), (1, ["box"]), (20, [])])
+def test_an_output_is_rare_if_few_samples_hold_its_power(loud: int, rare: list[str]) -> None:
+    model = detector(1)
+    data = context(model, samples(loud)).data
+    assert data is not None
+
+    found = Judge(model, data).rare_outputs()
+
+    assert [n for n in found if n == "box"] == rare
+
+
+def test_the_branch_of_a_rare_output_stays_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "rare_outputs", lambda self: ["found"])
+    model = detector(1)
+
+    details = run(model, context(model, samples(0)))
+
+    assert details["float_islands"] == ["Conv(h)", "Conv(z)"]
+    assert details["quantized"] == 3
+
+
+def test_a_branch_that_holds_much_of_the_work_is_not_kept_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Judge, "rare_outputs", lambda self: ["found"])
+    model = detector(64)
+
+    details = run(model, context(model, samples(0)))
+
+    assert details["float_islands"] == []
+
+
+@pytest.mark.parametrize(("count", "solved"), [(39, False), (40, True)])
+def test_weights_are_re_solved_only_if_samples_held_out_can_tell(count: int, solved: bool) -> None:
+    model = detector(1)
+    feeds = {"x": samples(0)["x"][:count]}
+
+    details = Quantize(rescale=False, bias_correction=False).run(model, context(model, feeds))
+
+    assert ("weights for rounded inputs" in details["steps_db"]) is solved
