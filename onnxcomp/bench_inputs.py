@@ -118,6 +118,8 @@ def with_batch(specs: Sequence[TensorSpec], batch: int | None) -> tuple[TensorSp
     symbols = {d: batch for d in leading if isinstance(d, str)}
     if all(isinstance(d, int) for d in leading) and batch not in leading:
         shown = ", ".join(f"{spec.name} {list(spec.shape or ())}" for spec in specs)
+        if not specs:
+            raise UsageError(f"batch is {batch}, but the model has no inputs")
         raise UsageError(f"batch is {batch}, but the model fixes its inputs: {shown}")
     made = []
     for spec in specs:

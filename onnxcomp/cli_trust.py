@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.measure import Measurement
 
 from onnxcomp.cli_layout import say, table
 from onnxcomp.wording import count, number, plain
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["show_bisection", "show_layers"]
 
+_UNBOUND = 10_000  # characters
 _SHOWN = 20  # layers, unless all are asked for
 
 
@@ -44,6 +46,9 @@ def show_layers(console: Console, layers: Sequence[Layer], *, verbose: bool = Fa
         numbers = (number(layer.local.sqnr_db), number(layer.total.sqnr_db), number(layer.amplification))
         shown.add_row(plain(layer.node), plain(layer.op), layer.relation, *numbers)
     say(console)
+    if not console.is_terminal:  # a file has no margin
+        whole = Measurement.get(console, console.options.update_width(_UNBOUND), shown).maximum
+        console.width = max(console.width, whole)
     console.print(shown)
     if len(listed) < len(layers):
         say(console, f"{len(layers) - len(listed)} more layers with smaller local errors; -v shows all")

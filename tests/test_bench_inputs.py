@@ -110,3 +110,8 @@ def test_an_initializer_that_is_listed_as_an_input_does_not_count():
     old.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(3, np.float32), "b"))
 
     require_same_inputs([("a.onnx", onnx.parser.parse_model(FIXED)), ("b.onnx", old)])
+
+
+def test_a_model_without_inputs_has_no_batch():
+    with pytest.raises(UsageError, match="batch is 8, but the model has no inputs"):
+        with_batch((), 8)
