@@ -24,7 +24,7 @@ from onnxcomp.passes.sparse_operands import Operand, operands, rewrite
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_plan import LEVELS, Curve, allocate, uniform
 from onnxcomp.passes.sparse_sequence import Recipe, prune_in_order
-from onnxcomp.passes.sparse_update import Form, Method, select, solve_on
+from onnxcomp.passes.sparse_update import ROUGH, ROUNDS, Form, Method, select, solve_on
 
 if TYPE_CHECKING:
     from onnxcomp.passes.prune_weights import PruneWeights
@@ -162,7 +162,7 @@ class Search:
 
     def _curve(self, operand: Operand, levels: Sequence[float]) -> Curve:
         """Errors of the operator alone, scaled to the noise that they put on the model's outputs."""
-        solved = [self._solved(operand, Recipe(s, self.pattern, self._quick)) for s in levels]
+        solved = [self._solved(operand, Recipe(s, self.pattern, self._quick), rounds=ROUGH) for s in levels]
         curve = Curve.through(operand.key, operand.size, levels, [error for _, error in solved])
         if self.probing is None:
             return curve
@@ -226,7 +226,7 @@ class Search:
         score = None if self.judge is None else self.judge.score(copy)
         return _Candidate(copy, plan, errors, score)
 
-    def _solved(self, operand: Operand, recipe: Recipe) -> tuple[Array, float]:
+    def _solved(self, operand: Operand, recipe: Recipe, *, rounds: int = ROUNDS) -> tuple[Array, float]:
         """The matrix from the original's moments, and its relative error (of the weight itself without moments)."""
         start = operand.read()
         grams = self.grams.get(operand.key)
@@ -236,7 +236,7 @@ class Search:
             return start * mask, float(np.square(start[~mask]).sum()) / total
         form = Form.of_itself(second_moment(operand, grams), start)
         mask = select(form, recipe.method, recipe.pattern, operand.taps, recipe.sparsity)
-        matrix = solve_on(form, mask) if self.options.update else start * mask
+        matrix = solve_on(form, mask, rounds=rounds) if self.options.update else start * mask
         return matrix, form.error(matrix)
 
     # --- account ---

@@ -23,12 +23,12 @@ from onnxcomp.passes.dim_regression import Sums
 from onnxcomp.passes.dim_replay import Replay
 from onnxcomp.passes.sparse_operands import Operand
 from onnxcomp.passes.sparse_patterns import Pattern
-from onnxcomp.passes.sparse_update import Form, Method, select, solve_on
+from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
 __all__ = ["Recipe", "prune_in_order"]
 
 Array = npt.NDArray[Any]
-_RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal
+_RIDGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of the mean diagonal; each solution is where the next one begins
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,10 @@ def _fit(model: Model, operand: Operand, fit: Sums, check: Sums, recipe: Recipe)
     if recipe.sparsity:
         mask = select(whole, recipe.method, recipe.pattern, operand.taps, recipe.sparsity)
     best, least = None, np.inf if recipe.sparsity else rest.error(start)
+    tried = start
     for ridge in _RIDGES:
-        if (now := rest.error(solve_on(part, mask, ridge))) < least:
+        tried = solve_on(part, mask, ridge, rounds=ROUGH, begin=tried)
+        if (now := rest.error(tried)) < least:
             best, least = ridge, now
     weight = start if best is None else solve_on(whole, mask, best)
     operand.write(weight)

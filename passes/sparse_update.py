@@ -30,7 +30,7 @@ import numpy.typing as npt
 
 from onnxcomp.passes.sparse_patterns import Pattern
 
-__all__ = ["Form", "Method", "select", "solve_on"]
+__all__ = ["ROUGH", "ROUNDS", "Form", "Method", "select", "solve_on"]
 
 Array = npt.NDArray[Any]
 Method = Literal["magnitude", "wanda", "obs", "admm"]
@@ -38,7 +38,8 @@ _DAMPING = 1e-3  # of the mean diagonal, for masks
 _BLOCK = 128  # columns of a block of obs
 _STEPS = 300  # of admm, at most
 _GROWTH = ((0.1, 1.3), (0.005, 1.2), (0.0, 1.1))  # share of the mask that changed, and factor of rho
-_ROUNDS = 200  # of conjugate gradients, at most
+ROUGH = 40  # rounds of conjugate gradients after which errors can be compared
+ROUNDS = 200  # at most
 _CLOSE = 1e-5  # residual, relative, at which they stop
 
 
@@ -138,20 +139,23 @@ def _alternating(form: Form, choose: Callable[[Array], Array]) -> Array:
     return mask
 
 
-def solve_on(form: Form, mask: Array, ridge: float = 1e-4) -> Array:
+def solve_on(
+    form: Form, mask: Array, ridge: float = 1e-4, *, rounds: int = ROUNDS, begin: Array | None = None
+) -> Array:
     """The weight that minimizes the form on the support `mask`, pulled towards the start by a share of the diagonal.
 
-    Preconditioned conjugate gradients from the start cut to the support; they never get worse than it.
+    At most `rounds` of preconditioned conjugate gradients from `begin` (by default the start) cut to the support; they
+    never get worse than it.
     """
     form = form.damped(ridge)
     scale = np.where(form.diagonal > 0, form.diagonal, 1.0)[:, :, None]
-    weight = form.start * mask
+    weight = (form.start if begin is None else begin) * mask
     residual = (form.mixed - np.matmul(form.moment, weight)) * mask
     steered = residual / scale
     direction = steered
     product = np.einsum("gko,gko->go", residual, steered)
     goal = np.square(_CLOSE) * np.maximum(np.einsum("gko,gko->go", form.mixed, form.mixed / scale), 1e-300)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         if (product <= goal).all():
             break
         image = np.matmul(form.moment, direction) * mask

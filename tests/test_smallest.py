@@ -39,7 +39,7 @@ def test_the_smallest_file_is_packed_and_within_the_budget(tmp_path: Path) -> No
 
 
 def test_a_larger_way_is_taken_back_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=3", "share-weights:bits=8", "quantize:mode=weights"))
+    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=3", "share-weights:bits=8"))
     report = small(tmp_path, max_drop=0.2)
     assert [r.options["bits"] for r in report.passes if r.name == "share-weights"] == [3]
     assert any("share-weights:bits=8" in note for note in report.notes)
@@ -49,12 +49,37 @@ def test_a_way_that_breaks_the_budget_loses_the_guilty_weights_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=2:assignment=nearest",))
+    monkeypatch.setattr(module, "_LAST", "cleanup")
     report = small(tmp_path, max_drop=0.001)
     (shared,) = [r for r in report.passes if r.name == "share-weights"]
     assert shared.dropped
     assert shared.rewrites
     assert shared.drop is not None
     assert shared.drop <= 0.001
+
+
+def test_a_way_that_was_beaten_later_is_named_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=8", "share-weights:bits=4"))
+    report = small(tmp_path, max_drop=0.2)
+    assert [r.options["bits"] for r in report.passes if r.name == "share-weights"] == [4]
+    assert any("share-weights:bits=8" in note for note in report.notes)
+
+
+def test_more_weights_go_as_long_as_the_file_gets_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sparser = tuple(f"prune-weights:ratio={r},share-weights:bits=3" for r in (0.3, 0.9, 0.1, 0.95))
+    monkeypatch.setattr(module, "_WAYS", sparser)
+    report = small(tmp_path, max_drop=0.5)
+    assert [r.options["ratio"] for r in report.passes if r.name == "prune-weights"] == [0.9]
+    assert not any("0.95" in note for note in report.notes)  # after a loss no more is tried
+
+
+def test_int8_codes_compete_where_weights_were_left_as_they_were(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_WAYS", ("share-weights:bits=2:assignment=nearest",))
+    report = small(tmp_path, max_drop=0.001)
+    tried = {r.name for r in report.passes} | {w for note in report.notes for w in ("quantize",) if w in note}
+    assert "quantize" in tried
 
 
 def test_a_size_that_was_asked_for_is_reached(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onnxcomp.passes.sparse_patterns import Pattern
-from onnxcomp.passes.sparse_update import Form, Method, select, solve_on
+from onnxcomp.passes.sparse_update import ROUGH, ROUNDS, Form, Method, select, solve_on
 
 RNG = np.random.default_rng(0)
 
@@ -85,3 +85,31 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
         found = solve_on(form, mask)
         assert np.isfinite(found).all()
         assert form.error(found) < 0.01
+
+
+def stiff(length: int = 96, outputs: int = 8) -> Form:
+    """A form whose moment has eigenvalues over six decades, as those of hidden layers have."""
+    basis, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(length, length)))
+    moment = (basis * np.logspace(0, -6, length)) @ basis.T
+    return Form.of_itself(moment[None], np.random.default_rng(2).normal(size=(1, length, outputs)))
+
+
+def test_few_rounds_tell_errors_well_enough_to_compare_them() -> None:
+    form = stiff()
+    for sparsity in (0.5, 0.8, 0.9):
+        mask = select(form, "wanda", Pattern(), 1, sparsity)
+
+        rough, exact = (form.error(solve_on(form, mask, rounds=r)) for r in (ROUGH, ROUNDS))
+
+        assert exact <= rough < 1.3 * exact
+
+
+def test_rounds_go_on_from_where_they_begin() -> None:
+    form = stiff()
+    mask = select(form, "wanda", Pattern(), 1, 0.5)
+    before = solve_on(form, mask, 1e-2, rounds=10)
+
+    after = solve_on(form, mask, 1e-4, rounds=10, begin=before)
+
+    assert form.error(after) < form.error(before)
+    assert form.error(after) < form.error(solve_on(form, mask, 1e-4, rounds=10))
