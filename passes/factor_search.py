@@ -257,7 +257,7 @@ class Search:
         name = pair.site.node.inputs[0].name
         if name in self.feeds:
             return np.asarray(self.feeds[name])
-        session = piece(self.model, (), [name], self.ctx.threads)
+        session = piece(self.model, {}, [name], self.ctx.threads)
         return np.asarray(session.run({spec.name: self.feeds[spec.name] for spec in session.inputs}, [name])[0])
 
 

@@ -176,7 +176,7 @@ def time_ratio(model: Model, pair: Pair, rank: int, value: Array, threads: int) 
     source, result = site.node.inputs[0].name, site.output.name
     split = model.copy()
     apply(split, pair, rank)
-    sessions = [piece(m, [source], [result], threads) for m in (model, split)]
+    sessions = [piece(m, {source: value.dtype}, [result], threads) for m in (model, split)]
     best = [float("inf")] * 2
     end = time.perf_counter() + _SECONDS
     while time.perf_counter() < end or not np.isfinite(best[1]):
