@@ -180,3 +180,25 @@ def test_what_other_states_know_is_put_back(op: str, method: str) -> None:
     after = open_session(cut.model).run(x)[0]
     assert np.square(before - expected).mean() > 0.01 * np.square(expected).mean()
     assert np.square(after - expected).mean() < 1e-3 * np.square(before - expected).mean()
+
+
+def test_a_bool_may_live_between_two_fitted_operators() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 8, 6, 6] x) => (float[n, 4, 6, 6] y) <float k = {0}> {
+            a = Conv (x, m)
+            g = Greater (a, k)
+            s = Conv (a, w1)
+            z = Where (g, s, a)
+            y = Conv (z, w2)
+        }""")
+    rng = np.random.default_rng(0)
+    for name, shape in (("m", (12, 8, 1, 1)), ("w1", (12, 12, 1, 1)), ("w2", (4, 12, 1, 1))):
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    model = plain_form(from_proto(proto))
+    coupling = couple(model)
+    producer = next(t for g in coupling.groups for t, _ in g.axes if t.name.startswith("m"))
+    cut = remove(coupling, coupling.label(producer, 0)[:3].tolist())
+    x = {"x": rng.normal(size=(40, 8, 6, 6)).astype(np.float32)}
+    found = resolve(cut, open_data(x, open_session(model).inputs), samples=None, threads=1, seed=0)
+    before, after = found.errors["Conv(s)"]
+    assert after < 0.01 * before
