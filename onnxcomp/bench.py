@@ -84,21 +84,14 @@ def benchmark(
     _check_numbers(threads=threads, streams=streams, rounds=rounds, seconds=seconds, precision=precision)
     name = provider_name(provider)
     begin = perf_counter()
+    how: dict[str, Any] = {
+        "provider": name, "threads": threads, "streams": streams, "allow_fallback": allow_fallback, "seed": seed,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="onnxcomp-bench-") as folder:
         files = [_materialize(model, folder, i) for i, model in enumerate(models)]
-        job = Job(
-            files=files,
-            feeds=_store_feeds(feeds, folder),
-            provider=name,
-            threads=threads,
-            streams=streams,
-            engines=[_engine(path, feeds) if name == TENSORRT else None for path, _ in files],
-            allow_fallback=allow_fallback,
-            folder=folder,
-            seed=seed,
-            precision=precision,
-            progress=progress or (lambda done, text: None),
-        )
+        engines = [_engine(path, feeds) if name == TENSORRT else None for path, _ in files]
+        stored, told = _store_feeds(feeds, folder), progress or (lambda done, text: None)
+        job = Job(files, stored, engines=engines, folder=folder, precision=precision, progress=told, **how)
         found = measure(job, seconds, rounds)
         sizes = [_file_bytes(path) for path, _ in files]
     return Benchmark(

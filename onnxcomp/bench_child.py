@@ -26,7 +26,7 @@ from onnxcomp.bench_runner import BLOCK_NS, Feeds, Runner, start_runtime
 from onnxcomp.binding import DEVICES
 from onnxcomp.errors import ProviderError
 from onnxcomp.placement import fallback
-from onnxcomp.runtime import execution
+from onnxcomp.profiling import execution
 from onnxcomp.timing import median_half_width
 
 __all__ = ["measure_alone", "measure_round"]

@@ -19,9 +19,9 @@ from onnxcomp import io
 from onnxcomp.blame import Clock, first_bad, guilty
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
-from onnxcomp.job import chosen_pipeline
 from onnxcomp.manager import Context, Pass
 from onnxcomp.options import Options
+from onnxcomp.pipelines import chosen_pipeline
 from onnxcomp.probe import probe
 from onnxcomp.quality import load_metric, output_error
 from onnxcomp.reproducer import Reproducer, Trial, Try, reproduce

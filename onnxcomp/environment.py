@@ -139,7 +139,7 @@ def try_provider(job: Mapping[str, Any], emit: child.Event) -> dict[str, Any]:
     """In a child: run a one-node model on `job["provider"]` and see on which providers its kernels ran."""
     import numpy as np
 
-    from onnxcomp.runtime import executed_kernels
+    from onnxcomp.profiling import executed_kernels
 
     feeds = {"x": np.ones((1, 3, 8, 8), np.float32), "w": np.ones((4, 3, 3, 3), np.float32)}
     kernels = executed_kernels(job["model"], feeds, provider=job["provider"], runs=1)

@@ -10,12 +10,12 @@ from typing import Any
 
 from onnxcomp import io
 from onnxcomp.bench import Benchmark
-from onnxcomp.errors import UsageError
-from onnxcomp.graph import Constant, Model
+from onnxcomp.graph import Model
 from onnxcomp.inspection import summary
 from onnxcomp.macs import Macs, count_with_run
-from onnxcomp.manager import Context, Pass, PassRecord, Pipeline, run_pass
-from onnxcomp.options import DEFAULT_PASSES, SIZE_PASSES, Options
+from onnxcomp.manager import Context, Pass, PassRecord, run_pass
+from onnxcomp.options import Options
+from onnxcomp.pipelines import asked_pipeline, chosen_pipeline, planning
 from onnxcomp.probe import probe
 from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
@@ -24,19 +24,16 @@ from onnxcomp.rollback import Done, Step, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
-from onnxcomp.smallest import shrink
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
-__all__ = ["Job", "chosen_pipeline"]
+__all__ = ["Job"]
 
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
 _LOSSLESS = "lossless passes"
-_WORTH_DYNAMIC = 1 << 16  # weights of products and LSTMs from which dynamic int8 is tried
-_WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
 
 
 class Job:
@@ -179,36 +176,25 @@ class Job:
 
     def pack_again(self) -> None:
         """Pack the result if the original was packed and the pipeline does not say otherwise."""
-        asked = [p.name for p in _asked(self.options).passes]
+        asked = [p.name for p in asked_pipeline(self.options).passes]
         if is_packed(self.source) and "unpack" not in asked and "pack" not in asked:
             self.run_pass(load_pass("pack")(), "packing", check=False)
-
-    def finish_passes(self) -> None:
-        """What follows the pipeline: the check of its speed, and what is tried besides if the passes are left to us."""
-        self.check_speed()
-        self.try_dynamic()
-        self.shrink_weights()
-        self.shrink()
-        self.pack_again()
 
     # --- speed ---
 
     def check_speed(self) -> None:
         """Take lossy passes back if the result is slower than the float model, or larger and not faster.
 
-        Left to us, 8-bit arithmetic has to gain time: the smaller file comes without it as well (see
-        `shrink_weights`), and closer to the original.
+        Left to us, 8-bit arithmetic has to gain time: the smaller file comes without it as well
+        (follow_ups.py), and closer to the original.
         """
         if not self._lossy() or self.options.goal == "size":
             return
         ours = self.options.passes is None or self.options.goal == "latency"
-        names = (_LOSSLESS, self._label())
-        least = LEAST_GAIN if ours else 0.0
         kept = {self.records[i].name for i in self._lossy()}
         later = any(one.pays_later for one in self.pipeline.passes if one.name in kept)
-        models = (self.float_model, self.model)
-        reason, self._timed = self.gate.no_progress(
-            names, *models, least=least, smaller=not later, drop=self.drop
+        reason = self.no_progress(
+            (_LOSSLESS, self.label()), self.float_model, least=LEAST_GAIN if ours else 0.0, smaller=not later
         )
         if reason is not None:
             for i in self._lossy():
@@ -217,24 +203,14 @@ class Job:
             self.notes.append(f"{what} arithmetic was not kept: {reason}")
             self.model, self._verified = self.float_model, None
 
-    def try_dynamic(self) -> None:
-        """Let large products and LSTMs that are still float quantize their inputs in each run, if that is faster."""
-        o = self.options
-        if o.passes is not None or o.goal == "size" or o.target != "cpu" or self.samples.calibration is None:
-            return
-        if _dynamic_weights(self.model) >= _WORTH_DYNAMIC and o.bench_seconds > 0:
-            self._keep_if_progress({"mode": "dynamic"}, "dynamic int8", least=LEAST_GAIN)
-
-    def shrink_weights(self) -> None:
-        """Store the weights that are still float as int8, if the passes were left to us: a smaller file, the same
-        arithmetic.
-        """
-        o = self.options
-        if o.passes is not None or o.goal != "balanced" or o.target != "cpu" or self.samples.calibration is None:
-            return
-        if _float_bytes(self.model) < _WORTH_STORING * _all_bytes(self.model):
-            return
-        self._keep_if_progress({"mode": "weights"}, "weights as int8")
+    def no_progress(
+        self, names: tuple[str, str], before: Model, *, least: float = 0.0, smaller: bool = True
+    ) -> str | None:
+        """Why the model as it is would be no progress over `before`: see `SpeedGate`. None if it is one."""
+        reason, self._timed = self.gate.no_progress(
+            names, before, self.model, least=least, smaller=smaller, drop=self.drop
+        )
+        return reason
 
     @property
     def drop(self) -> float | None:
@@ -250,31 +226,6 @@ class Job:
         """Go back to a state, as often as needed."""
         model, self.float_model, records, self._verified, self._timed = state
         self.model, self.records = model.copy(), list(records)
-
-    def _keep_if_progress(self, options: dict[str, str], what: str, least: float = 0.0) -> None:
-        """Run `quantize` with `options`, and take it back if it is no progress; `least` as for `SpeedGate`."""
-        before, label = self.state(), self._label()
-        record = self.run_pass(load_pass("quantize").parse(options), what)
-        if record.reverted is None and record.rewrites:
-            names = (label, f"{label}, {what}")
-            reason, self._timed = self.gate.no_progress(
-                names, before[0], self.model, least=least, drop=self.drop
-            )
-            if reason is not None:
-                self.restore(before)
-                self.records.append(replace(record, reverted=reason))
-
-    # --- size ---
-
-    def shrink(self) -> None:
-        """With `--goal size`, and the passes left to us, store the weights in as few bits as the budget allows."""
-        o = self.options
-        if o.passes is not None or o.goal != "size" or o.target != "cpu":
-            return
-        if self.samples.calibration is None:
-            self.run_pass(load_pass("pack")(), "packing", check=False)
-        else:
-            shrink(self)
 
     # --- result ---
 
@@ -297,7 +248,7 @@ class Job:
         if self.options.bench_seconds <= 0:
             return None
         found = self._timed or self.gate.time([self.original, self.model])
-        self.gate.tried.finish(self._label(), found.models[1], self.drop)
+        self.gate.tried.finish(self.label(), found.models[1], self.drop)
         return found
 
     def save(self, target: Path) -> io.Saved:
@@ -326,7 +277,7 @@ class Job:
             self._counted[id(model)] = model, count_with_run(plain(model), feeds=self.samples.feeds[0])
         return self._counted[id(model)][1]
 
-    def _label(self) -> str:
+    def label(self) -> str:
         """What the report calls the model as it is now."""
         names = dict.fromkeys(self.records[i].name for i in self._lossy())
         return f"with {', '.join(names)}" if names else _LOSSLESS
@@ -348,62 +299,5 @@ class Job:
         }
 
 
-def chosen_pipeline(options: Options, *, packed: bool = False) -> Pipeline:
-    """The passes asked for, or the default ones as far as there are data for them. Raises UsageError.
-
-    A packed model is unpacked first; see `Job.pack_again`.
-    """
-    pipeline = _asked(options)
-    names = [p.name for p in pipeline.passes]
-    if not packed or names[:1] == ["unpack"]:
-        return pipeline
-    return Pipeline((load_pass("unpack")(), *pipeline.passes))
-
-
-def planning(pipeline: Pipeline) -> tuple[Pipeline, list[str]]:
-    """The pipeline for a dry run: lossless passes, and lossy ones that can plan; names of those that cannot."""
-    kept: list[Pass] = []
-    left_out = []
-    for one in pipeline.passes:
-        if one.effect != "lossy":
-            kept.append(one)
-        elif "dry_run" in one.options():
-            kept.append(one.parse({**one.options(), "dry_run": True}))
-        else:
-            left_out.append(one.name)
-    return Pipeline(tuple(kept)), left_out
-
-
-def _asked(options: Options) -> Pipeline:
-    if options.passes is not None:
-        pipeline = Pipeline.parse(options.passes)
-        need = [p.name for p in pipeline.passes if p.needs_data]
-        if options.calib is None and need:
-            raise UsageError(f"pass {need[0]!r} needs calibration data; give them with --calib")
-        return pipeline
-    smallest = options.goal == "size" and options.target == "cpu"
-    passes = Pipeline.parse(SIZE_PASSES if smallest else DEFAULT_PASSES[options.target]).passes
-    return Pipeline(tuple(p for p in passes if not p.needs_data or options.calib is not None))
-
-
 def _loads(path: Path) -> None:
     open_session(path)
-
-
-def _constants(model: Model) -> list[Constant]:
-    return [i for s in model.graph.scopes() for i in s.initializers if isinstance(i, Constant)]
-
-
-def _float_bytes(model: Model) -> int:
-    return sum(c.weight.nbytes for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
-
-
-def _dynamic_weights(model: Model) -> int:
-    """Float weights of products and LSTMs, which dynamic int8 could take."""
-    readers = ("MatMul", "Gemm", "LSTM")
-    found = (c for c in _constants(model) if c.dtype.kind == "f" and len(c.shape) >= 2)
-    return sum(c.weight.size for c in found if any(n.op in readers for n in c.outputs))
-
-
-def _all_bytes(model: Model) -> int:
-    return sum(c.weight.nbytes for c in _constants(model))

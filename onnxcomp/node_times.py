@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Model, Node, producer
 from onnxcomp.placement import KernelRun
-from onnxcomp.runtime import execution
+from onnxcomp.profiling import execution
 
 __all__ = ["NodeTimes", "attributed", "node_times"]
 

@@ -18,6 +18,7 @@ from onnxcomp import io
 from onnxcomp.bench import Benchmark
 from onnxcomp.environment import environment
 from onnxcomp.errors import ProviderError, UsageError, VerificationError
+from onnxcomp.follow_ups import follow_up
 from onnxcomp.job import Job
 from onnxcomp.layer_table import layer_table
 from onnxcomp.layer_values import look_inside
@@ -61,7 +62,9 @@ def optimize(
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
     if not chosen.dry_run:
-        job.finish_passes()
+        job.check_speed()
+        follow_up(job)
+        job.pack_again()
     verification = None if chosen.dry_run else job.verify_result()
     failed = verification is not None and verification.verdict == "failed"
     measured = None if failed or chosen.dry_run else job.measure()
@@ -85,15 +88,19 @@ def optimize(
     )
     unmet = () if chosen.dry_run else _unmet(report, chosen)
     report = replace(report, unmet=unmet, seconds=time.perf_counter() - begin)
-    if chosen.json is not None:
-        report.save_json(chosen.json, overwrite=chosen.force)
-    if chosen.report is not None:
-        report.save_html(chosen.report, overwrite=chosen.force)
+    _save(report, chosen)
     if verification is not None and failed:
         raise VerificationError(
             f"the optimized model does not do the job of the original: {verification.reasons[0]}; no model was written"
         )
     return report
+
+
+def _save(report: Report, options: Options) -> None:
+    if options.json is not None:
+        report.save_json(options.json, overwrite=options.force)
+    if options.report is not None:
+        report.save_html(options.report, overwrite=options.force)
 
 
 def _layers(job: Job, measured: Benchmark | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime behind one door: sessions on a named execution provider, and proof of what ran.
+"""ONNX Runtime behind one door: sessions on a named execution provider.
 
 No other module imports onnxruntime. A session here never falls back in silence: a provider that is not in the build,
 does not load, or is dropped by ONNX Runtime is a ProviderError.
@@ -7,9 +7,7 @@ does not load, or is dropped by ONNX Runtime is a ProviderError.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,19 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.errors import ModelError, OnnxcompError, ProviderError, ResourceError
-from onnxcomp.placement import Execution, Kernel, read_profile
 from onnxcomp.providers import CPU, CUDA, TENSORRT, full_name, load_failure, short_name
 
 if TYPE_CHECKING:
-    import onnx
 
     from onnxcomp.graph import Model
     from onnxcomp.weights import Weight
 
-__all__ = [
-    "Session", "TensorSpec", "device_value", "executed_kernels", "execution", "open_session",
-    "optimized_graph", "provider_name", "runtime_version",
-]  # fmt: skip
+__all__ = ["Session", "TensorSpec", "device_value", "open_session", "provider_name", "runtime_version"]
 
 Array = npt.NDArray[Any]
 
@@ -119,15 +112,7 @@ def open_session(
     import onnxruntime as ort
 
     name = provider_name(provider)
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = memory_pattern
-    options.log_severity_level = 4  # errors come back as exceptions; what is logged besides is noise for the user
-    # Threads that spin after a run would burn the cores of the next session in the same process.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    for key, value in (config or {}).items():
-        options.add_session_config_entry(key, value)
+    options = _options(threads, memory_pattern, config)
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if optimized is not None:
@@ -155,6 +140,21 @@ def open_session(
     return Session(native, name, threads, kept)
 
 
+def _options(threads: int, memory_pattern: bool, config: Mapping[str, str] | None) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = memory_pattern
+    options.log_severity_level = 4  # errors come back as exceptions; what is logged besides is noise for the user
+    # Threads that spin after a run would burn the cores of the next session in the same process.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
 def provider_name(provider: str) -> str:
     """ONNX Runtime's name of a provider given in short ("cpu", "cuda", "openvino") or by that name itself.
 
@@ -177,51 +177,6 @@ def runtime_version() -> str:
     import onnxruntime as ort
 
     return str(ort.__version__)
-
-
-def execution(
-    model: Any,
-    feeds: Mapping[str, Array],
-    *,
-    provider: str = "cpu",
-    threads: int = 1,
-    runs: int = 4,
-    provider_options: Mapping[str, str] | None = None,
-) -> Execution:
-    """Profile `runs` runs in a session of its own: the provider of every node, and the kernels that ran.
-
-    One more run comes before; it allocates and packs, and is left out. Errors are those of `open_session`.
-    """
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-profile-") as folder:
-        session = open_session(
-            model,
-            provider=provider,
-            threads=threads,
-            profile=os.path.join(folder, "run"),
-            config={"session.record_ep_graph_assignment_info": "1"},  # versions that do not know it ignore it
-            provider_options=provider_options,
-        )
-        for _ in range(runs + 1):
-            session.run(feeds)
-        events = json.loads(Path(session.native.end_profiling()).read_text(encoding="utf-8"))
-    return Execution(read_profile(events, runs), _assigned(session.native))
-
-
-def executed_kernels(
-    model: Any, feeds: Mapping[str, Array], *, provider: str = "cpu", threads: int = 1, runs: int = 4
-) -> list[Kernel]:
-    """The kernels of `execution`, most expensive first."""
-    return execution(model, feeds, provider=provider, threads=threads, runs=runs).kernels
-
-
-def _assigned(native: Any) -> tuple[tuple[str, str, str], ...] | None:
-    if not hasattr(native, "get_provider_graph_assignment_info"):
-        return None
-    return tuple(
-        (subgraph.ep_name, node.name, node.op_type)
-        for subgraph in native.get_provider_graph_assignment_info()
-        for node in subgraph.get_nodes()
-    )
 
 
 @contextlib.contextmanager
@@ -258,23 +213,6 @@ def _library_error(provider: str) -> str | None:
         except OSError as error:
             return str(error)
     return None
-
-
-def optimized_graph(model: Any) -> onnx.ModelProto:
-    """The model as ONNX Runtime optimizes it when it loads it on the CPU, without the values of large tensors.
-
-    Errors are those of `open_session`.
-    """
-    import onnx
-
-    with tempfile.TemporaryDirectory(prefix="onnxcomp-optimized-") as folder:
-        path = os.path.join(folder, "model.onnx")
-        config = {
-            "session.optimized_model_external_initializers_file_name": "model.data",
-            "session.optimized_model_external_initializers_min_size_in_bytes": "1024",
-        }
-        open_session(model, config=config, optimized=path)
-        return onnx.load(path, load_external_data=False)
 
 
 def _spec(native: Any) -> TensorSpec:

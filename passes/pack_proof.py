@@ -14,7 +14,8 @@ import onnx
 from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable
 from onnxcomp.passes.codec import Form
-from onnxcomp.runtime import open_session, optimized_graph
+from onnxcomp.profiling import optimized_graph
+from onnxcomp.runtime import open_session
 from onnxcomp.storage import DOMAIN
 from onnxcomp.weights import Weight
 

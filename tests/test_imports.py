@@ -65,8 +65,8 @@ def test_only_runtime_imports_onnxruntime():
     assert _importers("onnxruntime") == {"onnxcomp.runtime"}
 
 
-def test_only_graph_imports_onnx_graphsurgeon():
-    assert _importers("onnx_graphsurgeon") == {"onnxcomp.graph"}
+def test_only_elements_imports_onnx_graphsurgeon():
+    assert _importers("onnx_graphsurgeon") == {"onnxcomp.elements"}
 
 
 def test_only_the_command_line_imports_rich_and_argparse():

@@ -15,7 +15,7 @@ from onnxcomp.layers import Place, places
 from onnxcomp.macs import count_with_run
 from onnxcomp.node_times import NodeTimes, attributed
 from onnxcomp.placement import KernelRun
-from onnxcomp.runtime import execution
+from onnxcomp.profiling import execution
 
 NOTHING = NodeTimes({}, 0.0)
 NETWORK = """

@@ -20,7 +20,8 @@ from onnxcomp.passes.fuse import Fuse
 from onnxcomp.passes.pack import Pack
 from onnxcomp.passes.pack_choice import choose, plain_bytes
 from onnxcomp.passes.unpack import Unpack
-from onnxcomp.runtime import executed_kernels, open_session, optimized_graph
+from onnxcomp.profiling import executed_kernels, optimized_graph
+from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 from onnxcomp.storage import DOMAIN, is_packed, plain
 from tests.conftest import ROOT

@@ -7,9 +7,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from onnxcomp import runtime
+from onnxcomp import profiling, runtime
 from onnxcomp.errors import ModelError, ProviderError
-from onnxcomp.runtime import execution, open_session, provider_name
+from onnxcomp.profiling import execution
+from onnxcomp.runtime import open_session, provider_name
 
 MODEL = onnx.parser.parse_model(
     '<ir_version: 10, opset_import: ["" : 17]> g (float[4, 4] x) => (float[4, 4] y) { y = MatMul (x, x) }'
@@ -115,7 +116,7 @@ def test_what_ran_is_proven_by_assignment_and_profile():
 
 
 def test_a_runtime_that_is_too_old_to_tell_the_assignment_is_read_by_its_profile():
-    assert runtime._assigned(Native(b"", None, [], 0)) is None
+    assert profiling._assigned(Native(b"", None, [], 0)) is None
 
 
 @pytest.mark.parametrize("word", ["cpu", "CPU", "CPUExecutionProvider"])

@@ -10,7 +10,8 @@ from onnxcomp.calibration.data import open_data
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Pipeline, run_pass
-from onnxcomp.runtime import executed_kernels, open_session
+from onnxcomp.profiling import executed_kernels
+from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto, to_bytes
 
 RNG = np.random.default_rng(0)
