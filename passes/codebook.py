@@ -157,7 +157,7 @@ def _compensated(problem: Problem, scales: Array, levels: Array) -> Array:
     codes = np.empty(problem.rows.shape)
     for g, moment in enumerate(problem.moment):
         free = None if problem.free is None else problem.free[g]
-        codes[g] = round_to_grid(problem.rows[g], scales[g], moment, _snap(levels), free)
+        codes[g] = round_to_grid(problem.rows[g], scales[g], moment, _snap(levels), free, coarse=True)
     return codes
 
 

@@ -77,16 +77,20 @@ def round_with(
     return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
 
 
-def round_to_grid(w: Array, scale: Array, covariance: Array, snap: Snap, free: Array | None = None) -> Array:
+def round_to_grid(
+    w: Array, scale: Array, covariance: Array, snap: Snap, free: Array | None = None, *, coarse: bool = False
+) -> Array:
     """Values of the grid, [outputs, K], that keep (scale * values - w) C (scale * values - w)^T small.
 
     `w` is [outputs, K], `scale` [outputs, 1] or [outputs, K], `covariance` [K, K]. Entries where `free` is false become
     0. Column-wise compensation (nearest rounding where the covariance has no inverse), then coordinate descent.
+
+    What is rounded first has all others left to make its error good: on a `coarse` grid the columns that count most
+    come first. On 8 bits that gains nothing, and where samples are few it loses (measured: 2 dB on SqueezeNet).
     """
     scale = np.broadcast_to(scale, w.shape)
     damped = covariance + np.eye(len(covariance)) * (_DAMPING * np.trace(covariance) / len(covariance) + 1e-12)
-    # What is rounded first has all others left to make its error good: the columns that count most come first.
-    order = np.argsort(np.diag(damped), kind="stable")
+    order = np.argsort(np.diag(damped), kind="stable") if coarse else np.arange(len(damped))
     w, scale, damped = w[:, order], scale[:, order], damped[np.ix_(order, order)]
     kept = np.ones(w.shape, bool) if free is None else free[:, order]
     codes = _compensate(w, scale, damped, snap, kept)

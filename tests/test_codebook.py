@@ -1,9 +1,17 @@
 """Codebooks: second-order assignment, closed-form centroids, zeros that stay."""
 
 import numpy as np
+import pytest
 
 from onnxcomp.passes.codebook import Problem, channel_scales, fit, plain, shrunk
 from onnxcomp.passes.rounding import round_to_grid
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test has the same random numbers, whichever ran before it."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
 
 RNG = np.random.default_rng(0)
 
