@@ -24,7 +24,7 @@ _WAYS = ("share-weights", *(f"prune-weights:ratio={r},share-weights" for r in (0
 _LAST = "quantize:mode=weights"
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
 _LEAST = 0.1  # of the budget that has to be left for values to be shared
-_RETRIES = 2  # with half of the budget each, where the samples of the check judge harder
+_RETRIES = 1  # with half of the budget, where the samples of the check judge harder
 
 
 @dataclass(frozen=True)
