@@ -145,8 +145,9 @@ def write_report(
     target = Path(source).with_suffix(".html") if output is None else Path(output)
     if os.path.realpath(target) == os.path.realpath(source):
         raise UsageError(f"the output {target} is the JSON file itself; choose another with -o")
+    report = read_report(Path(source))
     io.check_output(target, overwrite=force)
-    io.save_text(render(read_report(Path(source))), target, overwrite=force)
+    io.save_text(render(report), target, overwrite=force)
     return target
 
 

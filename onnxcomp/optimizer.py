@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from onnxcomp.report import Report
 from onnxcomp.rival import compare_with_quantization
 from onnxcomp.runtime import provider_name
 from onnxcomp.storage import plain
+from onnxcomp.verdict import Verification
 
 __all__ = ["optimize"]
 
@@ -61,39 +62,58 @@ def optimize(
     _check_provider(chosen)
     job = Job(model, chosen, progress or (lambda share, what: None))
     job.run_passes()
-    if not chosen.dry_run:
-        job.check_speed()
-        follow_up(job)
-        job.pack_again()
-    verification = None if chosen.dry_run else job.verify_result()
-    failed = verification is not None and verification.verdict == "failed"
-    measured = None if failed or chosen.dry_run else job.measure()
-    if measured is not None:
-        compare_with_quantization(job)
-    saved = None if failed or chosen.dry_run else job.save(target)
-    rows = _layers(job, measured)
+    done = _Done() if chosen.dry_run else _finish(job, target)
     report = Report(
         original=job.describe(job.source, job.original),
-        optimized=job.describe(job.model, None if saved is None else saved.path),
+        optimized=job.describe(job.model, done.path),
         passes=tuple(job.records),
-        verification=verification,
-        benchmark=measured,
+        verification=done.verification,
+        benchmark=done.benchmark,
         environment=environment(),
         options={**job.account(), "output": str(target)},
         notes=tuple(dict.fromkeys(job.notes)),
         candidates=job.gate.tried.to_json(),
         command=again,
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        **rows,
+        **_layers(job, done.benchmark),
     )
     unmet = () if chosen.dry_run else _unmet(report, chosen)
     report = replace(report, unmet=unmet, seconds=time.perf_counter() - begin)
     _save(report, chosen)
-    if verification is not None and failed:
+    if done.failed is not None:
         raise VerificationError(
-            f"the optimized model does not do the job of the original: {verification.reasons[0]}; no model was written"
+            f"the optimized model does not do the job of the original: {done.failed}; no model was written"
         )
     return report
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of the model that the passes left: nothing of it in a dry run."""
+
+    verification: Verification | None = None
+    benchmark: Benchmark | None = None
+    path: Path | None = None
+
+    @property
+    def failed(self) -> str | None:
+        """Why the verification failed, if it did."""
+        found = self.verification
+        return found.reasons[0] if found is not None and found.verdict == "failed" else None
+
+
+def _finish(job: Job, target: Path) -> _Done:
+    """Verify, time and write the result, after what is tried besides the pipeline. A failed result is not written."""
+    job.check_speed()
+    follow_up(job)
+    job.pack_again()
+    done = _Done(job.verify_result())
+    if done.failed is not None:
+        return done
+    measured = job.measure()
+    if measured is not None:
+        compare_with_quantization(job)
+    return replace(done, benchmark=measured, path=job.save(target).path)
 
 
 def _save(report: Report, options: Options) -> None:

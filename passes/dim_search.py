@@ -25,7 +25,7 @@ from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judge, held_out, prudent
+from onnxcomp.passes.judge import Judges, prudent
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -36,7 +36,6 @@ __all__ = ["Search"]
 
 Array = npt.NDArray[Any]
 _PROVEN = 1e-3  # largest difference, relative to the largest output value, that rounding may explain
-_PROBED, _JUDGED = 128, 512  # held-out samples that single groups and whole candidates are judged on
 _FASTER = 0.98  # share of the time below which a model counts as faster
 _PROBES = (0.25, 0.5, 0.75)  # shares of a group that go when it is measured alone
 _PROFILED = 30  # runs that times of nodes are the median of
@@ -68,7 +67,8 @@ class Search:
             if group.averaged and not options.normalized:
                 ctx.refuse(group.name, "a normalization averages over it; normalized=true prunes it all the same")
         parts: tuple[Any, Any] = (None, None) if ctx.data is None else hold_out(ctx.data)
-        self.fit, self.held = parts
+        self.fit, held = parts
+        self.judges = Judges(coupling.model, held, threads=ctx.threads)
 
     def run(self, model: Model) -> dict[str, Any]:
         found = self._curves()
@@ -119,9 +119,9 @@ class Search:
         return share
 
     def _within_drop(self, candidate: _Candidate) -> bool:
-        if candidate.after is None or self.judge is None:
+        if candidate.after is None or self.judges.whole is None:
             return True
-        return prudent(candidate.after, self._drop, self.judge.counted)
+        return prudent(candidate.after, self._drop, self.judges.whole.counted)
 
     # --- plan ---
 
@@ -194,7 +194,7 @@ class Search:
         if self.options.importance != "auto":
             method = self.options.importance
         found = curves(self.coupling, self.groups, method, self.sites, self.grams)
-        if self.probing is None or not self.options.sensitivity or self.options.ratio is not None:
+        if not self.options.sensitivity or self.options.ratio is not None or self.judges.probing is None:
             return found
         scaled = []
         for number, curve in enumerate(found):
@@ -205,28 +205,17 @@ class Search:
     def _measured(self, curve: Curve) -> Curve:
         """The curve scaled, at some widths and in between, to the noise that the removal alone puts on the outputs."""
         choices = levels(curve.group, self.grid, self.options.min_width)[1:]
-        if not choices or self.probing is None:
+        if not choices or self.judges.probing is None:
             return curve
         counts = sorted({min(choices, key=lambda n: abs(n - share * curve.group.width)) for share in _PROBES})
         factors = []
         for count in counts:
             cut = remove(self.coupling, curve.order[:count])
             compensate(cut, self.sites, self.grams)
-            noise = 10 ** (-self.probing.score(cut.model)[0] / 10)
+            noise = 10 ** (-self.judges.probing.score(cut.model)[0] / 10)
             factors.append(min(noise, 1e6) / max(float(curve.errors[count]), 1e-12))
         scale = np.interp(np.arange(curve.group.width + 1), counts, factors)
         return replace(curve, errors=np.maximum.accumulate(curve.errors * scale))
-
-    @cached_property
-    def probing(self) -> Judge | None:
-        return self._judge(_PROBED)
-
-    @cached_property
-    def judge(self) -> Judge | None:
-        return self._judge(_JUDGED)
-
-    def _judge(self, samples: int) -> Judge | None:
-        return held_out(self.coupling.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- candidates ---
 
@@ -236,7 +225,7 @@ class Search:
         candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
         if self.fit is None:
             return candidate
-        before = self.judge.assess(cut.model) if self.judge is not None else None
+        before = self.judges.whole.assess(cut.model) if self.judges.whole is not None else None
         if self.options.repair:
             compensate(cut, self.sites, self.grams)
             repaired = resolve(
@@ -249,7 +238,7 @@ class Search:
                 progress=self.ctx.progress,
             )
             candidate = replace(candidate, repaired=repaired)
-        after = self.judge.assess(cut.model) if self.judge is not None else None
+        after = self.judges.whole.assess(cut.model) if self.judges.whole is not None else None
         return replace(candidate, before=before, after=after)
 
     def _proof(self, units: Sequence[int], cut: Cut) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from onnxcomp.passes import dim_grid
 from onnxcomp.passes.dim_replay import piece
 from onnxcomp.passes.dim_sites import Site, collect_grams, sites
 from onnxcomp.passes.factor_sites import Pair, apply, candidates, time_ratio
-from onnxcomp.passes.judge import Judge, acceptable, held_out
+from onnxcomp.passes.judge import Judges, acceptable
 from onnxcomp.passes.sparse_plan import Curve, allocate
 
 if TYPE_CHECKING:
@@ -33,7 +32,6 @@ _SHARES = (0.2, 0.35, 0.5, 0.65, 0.8, 0.95)  # of an operator's cost, at which r
 _COMPARED = 0.5  # share of the cost at which schemes are compared
 _FASTER = 0.95  # share of the time below which a pair counts as faster
 _GAIN = 0.98  # share of the model's time below which it counts as faster
-_PROBED, _JUDGED = 128, 512  # held-out samples that single operators and whole candidates are judged on
 _STEPS = tuple(s / 20 for s in range(1, 21))  # shares of what can be saved, tried for a drop
 
 
@@ -66,7 +64,8 @@ class Search:
         self.model = model
         self.options = options
         self.ctx = ctx
-        self.fit, self.held = hold_out(ctx.data)
+        self.fit, held = hold_out(ctx.data)
+        self.judges = Judges(model, held, threads=ctx.threads)
         self.feeds = next(iter(ctx.data.batches(1))).feeds
         self.known = {name: np.shape(value) for name, value in self.feeds.items()}
 
@@ -141,7 +140,7 @@ class Search:
         copy = self.model.copy()
         for choice in chosen:
             apply(copy, choice.pair, choice.rank)
-        return _Candidate(copy, chosen, None if self.judge is None else self.judge.score(copy))
+        return _Candidate(copy, chosen, None if self.judges.whole is None else self.judges.whole.score(copy))
 
     def _curve(self, choices: Sequence[_Choice]) -> Curve:
         """Error over the share of the cost that is saved, scaled to the noise on the model's outputs."""
@@ -149,12 +148,13 @@ class Search:
         levels = [0.0, *(1 - self._cost(c)[0] / full for c in choices)]
         errors = np.maximum.accumulate([0.0, *(max(c.error, 1e-12) for c in choices)])
         curve = Curve(choices[0].key, full, np.asarray(levels), np.asarray(errors))
-        if self.probing is None:
+        judge = self.judges.probing if self.options.sensitivity else None
+        if judge is None:
             return curve
         probe = choices[len(choices) // 2]
         copy = self.model.copy()
         apply(copy, probe.pair, probe.rank)
-        noise = min(10 ** (-self.probing.score(copy)[0] / 10), 1e6)
+        noise = min(10 ** (-judge.score(copy)[0] / 10), 1e6)
         return Curve(curve.key, curve.size, curve.levels, curve.errors * noise / max(probe.error, 1e-12))
 
     def _cost(self, choice: _Choice) -> tuple[int, int]:
@@ -167,17 +167,6 @@ class Search:
     @property
     def _saves_params(self) -> bool:
         return self.options.params is not None or (self.options.goal == "size" and self.options.macs is None)
-
-    @cached_property
-    def probing(self) -> Judge | None:
-        return self._judge(_PROBED) if self.options.sensitivity else None
-
-    @cached_property
-    def judge(self) -> Judge | None:
-        return self._judge(_JUDGED)
-
-    def _judge(self, samples: int) -> Judge | None:
-        return held_out(self.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- options ---
 

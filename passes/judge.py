@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from onnxcomp.calibration.runner import expose
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
 
-__all__ = ["Judge", "acceptable", "held_out", "prudent"]
+__all__ = ["Judge", "Judges", "acceptable", "prudent"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
 _NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
+_PROBED, _JUDGED = 128, 512  # held-out samples for single changes, and for whole candidates
 _MIN_FOR_RARE = 8  # samples from which the spread of an output over them says something
 
 _SPENT = 0.75  # share of the budget that a search may use up on the samples that it looks at
@@ -35,16 +37,6 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
     """
     sqnr, drop = score
     return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
-
-
-def held_out(reference: Model, data: Dataset | None, *, samples: int, threads: int) -> Judge | None:
-    """A judge on data that were held out; None if there are none."""
-    if data is None or data.length == 0:
-        return None
-    try:
-        return Judge(reference, data, samples=samples, threads=threads)
-    except DataError:  # a stream of unknown length with too few batches to hold one out
-        return None
 
 
 def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -> bool:
@@ -144,6 +136,33 @@ class Judge:
         if not rows:
             return score, worst, worst
         return score, changed / rows, _expected(margins, errors) if margins else changed / rows
+
+
+class Judges:
+    """The judges of one search, on data that were held out: `probing` for single changes, of which there are many,
+    `whole` for candidates. Both are None if there are no such data.
+    """
+
+    def __init__(self, reference: Model, data: Dataset | None, *, threads: int) -> None:
+        self._reference = reference
+        self._data = data
+        self._threads = threads
+
+    @cached_property
+    def probing(self) -> Judge | None:
+        return self._judge(_PROBED)
+
+    @cached_property
+    def whole(self) -> Judge | None:
+        return self._judge(_JUDGED)
+
+    def _judge(self, samples: int) -> Judge | None:
+        if self._data is None or self._data.length == 0:
+            return None
+        try:
+            return Judge(self._reference, self._data, samples=samples, threads=self._threads)
+        except DataError:  # a stream of unknown length with too few batches to hold one out
+            return None
 
 
 def _has_classes(output: Array) -> bool:

@@ -17,7 +17,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.pass_options import matches
 from onnxcomp.passes.dim_recurrent import expose_states
-from onnxcomp.passes.judge import Judge, acceptable, held_out
+from onnxcomp.passes.judge import Judges, acceptable
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.sparse_moments import collect_moments, second_moment
 from onnxcomp.passes.sparse_operands import Operand, operands, rewrite
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["Search"]
 
 Array = npt.NDArray[Any]
-_PROBED, _JUDGED = 128, 512  # held-out samples that single weights and whole candidates are judged on
 _PROBES = (0.3, 0.5, 0.8, 0.9)  # sparsities at which a weight is measured alone
 _MOST_WORK = 4e8  # multiplications of a step of admm for all weights, about 20 ms
 _SHARES = tuple(s / 100 for s in range(10, 100, 5))  # zeros in all, tried for a drop
@@ -56,7 +55,8 @@ class Search:
         self.pattern = Pattern.parse(options.pattern)
         self.operands = [o for o in operands(model, ctx.refuse) if self._wanted(o)]
         parts: tuple[Any, Any] = (None, None) if ctx.data is None else hold_out(ctx.data)
-        self.fit, self.held = parts
+        self.fit, held = parts
+        self.judges = Judges(model, held, threads=ctx.threads)
 
     def _wanted(self, operand: Operand) -> bool:
         names = [operand.key, *(n.label for n in operand.nodes)]
@@ -164,7 +164,8 @@ class Search:
         """Errors of the operator alone, scaled to the noise that they put on the model's outputs."""
         solved = [self._solved(operand, Recipe(s, self.pattern, self._quick), rounds=ROUGH) for s in levels]
         curve = Curve.through(operand.key, operand.size, levels, [error for _, error in solved])
-        if self.probing is None:
+        judge = self.judges.probing if self.options.sensitivity else None
+        if judge is None:
             return curve
         probes = [s for s in levels if s in _PROBES or len(levels) == 1]
         factors = []
@@ -173,7 +174,7 @@ class Search:
             twin = next(o for o in operands(copy) if o.key == operand.key)
             matrix, error = solved[list(levels).index(sparsity)]
             rewrite(copy, twin, matrix, self.grams.get(operand.key, ()) if self.options.update else ())
-            noise = 10 ** (-self.probing.score(copy)[0] / 10)
+            noise = 10 ** (-judge.score(copy)[0] / 10)
             factors.append(min(noise, 1e6) / max(error, 1e-12))
         return curve.scaled(probes, factors)
 
@@ -183,17 +184,6 @@ class Search:
         shapes = (o.shape for o in self.operands if o.key in self.grams)
         work = sum(groups * length**2 * outputs for groups, length, outputs in shapes)
         return "wanda" if self.method in ("obs", "admm") and work > _MOST_WORK else self.method
-
-    @cached_property
-    def probing(self) -> Judge | None:
-        return self._judge(_PROBED) if self.options.sensitivity else None
-
-    @cached_property
-    def judge(self) -> Judge | None:
-        return self._judge(_JUDGED)
-
-    def _judge(self, samples: int) -> Judge | None:
-        return held_out(self.model, self.held, samples=samples, threads=self.ctx.threads)
 
     # --- candidates ---
 
@@ -223,7 +213,7 @@ class Search:
                 memory=self.ctx.memory,
                 progress=self.ctx.progress,
             )
-        score = None if self.judge is None else self.judge.score(copy)
+        score = None if self.judges.whole is None else self.judges.whole.score(copy)
         return _Candidate(copy, plan, errors, score)
 
     def _solved(self, operand: Operand, recipe: Recipe, *, rounds: int = ROUNDS) -> tuple[Array, float]:
