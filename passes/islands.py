@@ -1,17 +1,19 @@
 """Float islands: units that stay in float because their rounding costs more than their time is worth.
 
-Three uses. The classifier at the end of a network holds few of its multiplications and its output is float anyway, so
-it may stay in float for little (its weight keeps its int8 form in the file only if it is quantized). So may the branch
-of an output that hardly any calibration sample has a signal in, such as a detector's confidence: the ranges seen there
-tell little about those to come, and what they cut off is what the output is about. And where rounding breaks the
-budget, the run of consecutive units whose return to float helps most goes back, again and again, until the quality is
-within the budget; whole runs, because each border between int8 and float costs a conversion.
+Four uses. The first layer holds few of the multiplications, reads float values anyway, and all others pass on what
+rounding does to its input: in float it costs ResNet-20 2 % of its time and brings 1 dB. The classifier at the end holds
+few as well and its output is float anyway (its weight keeps its int8 form in the file only if it is quantized). So may
+the branch of an output that hardly any calibration sample has a signal in, such as a detector's confidence: the ranges
+seen there tell little about those to come, and what they cut off is what the output is about. And where rounding breaks
+the budget, the run of consecutive units whose return to float helps most goes back, again and again, until the quality
+is within the budget; whole runs, because each border between int8 and float costs a conversion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -20,31 +22,94 @@ from onnxcomp.macs import count_macs
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 
-__all__ = ["heads_in_float", "rescue", "tail_in_float"]
+__all__ = ["Price", "first_in_float", "heads_in_float", "rescue", "tail_in_float"]
 
 _RUNS = 6  # consecutive runs that are tried in each round of a rescue
 _ROUNDS = 4
+_ABREAST = 4  # units that no other comes before, at most; more are the branches of a model without a beginning
 _WORTH = 0.3  # dB that an island has to bring
+_PER_PERCENT = 0.2  # dB that it has to bring in addition for each percent of the run time
+_MOST = 5.0  # percent that islands for a little more accuracy may take
 
 Build = Callable[[Decisions], Candidate]
 Progress = Callable[[float, str], None]
+Slowdown = Callable[[Candidate, Candidate], float]
 
 
-def tail_in_float(best: Candidate, build: Build, model: Model, budget: float) -> Candidate:
-    """Try the last weighted unit in float, if it holds at most the share `budget` of all multiplications."""
-    units = [u for u in best.units if u.view is not None]
-    costs = _shares(units, model)
-    if len(units) < 2 or units[-1].node.op == "Conv" or costs[units[-1].key] > budget:
+@dataclass(frozen=True)
+class Price:
+    """What units cost in float: a share of the model's multiplications, at most `budget`; or, with `slowdown`, the run
+    time of the second of two candidates relative to the first, as measured.
+    """
+
+    shares: Mapping[str, float]
+    budget: float
+    slowdown: Slowdown | None = None
+
+    @classmethod
+    def of(cls, best: Candidate, model: Model, budget: float, slowdown: Slowdown | None = None) -> Price:
+        return cls(_shares(_weighted(best), model), budget, slowdown)
+
+    def affordable(self, unit: Unit) -> bool:
+        return self.slowdown is not None or self.shares.get(unit.key, 1.0) <= self.budget
+
+    def fair(self, old: Candidate, new: Candidate) -> bool:
+        """Whether `new` is so much closer that it may take so much longer."""
+        if self.slowdown is None:
+            return True
+        percent = 100 * (self.slowdown(old, new) - 1)
+        return percent <= _MOST and new.score - old.score >= _WORTH + _PER_PERCENT * percent
+
+
+def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
+    """Try in float, one by one, the units that no other comes before, as long as all of them are worth their price.
+
+    They read float values anyway, mostly the model's inputs, and all layers pass on what rounding does to those. After
+    one that stays in float come those that it fed.
+    """
+    start = best
+    for _ in range(_ROUNDS):
+        tried = [build(_with_float(best, [u])) for u in _first(best)[:_ABREAST] if price.affordable(u)]
+        better = max(tried, key=lambda c: c.score, default=best)
+        if not _weighted(better) or better.score < best.score + _WORTH or not price.fair(start, better):
+            break
+        best = better
+    return best
+
+
+def tail_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
+    """Try the last weighted unit in float."""
+    weighted = _weighted(best)
+    last = weighted[-1] if len(weighted) > 1 else None
+    if last is None or not price.affordable(last) or (price.slowdown is None and last.node.op == "Conv"):
         return best
-    tried = build(_with_float(best, [units[-1]]))
-    return tried if tried.score >= best.score + _WORTH else best
+    tried = build(_with_float(best, [last]))
+    return tried if tried.score >= best.score + _WORTH and price.fair(best, tried) else best
+
+
+def _weighted(candidate: Candidate) -> list[Unit]:
+    return [u for u in candidate.units if u.view is not None]
+
+
+def _first(candidate: Candidate) -> list[Unit]:
+    """Weighted units that read nothing that another one computed."""
+    own = {u.node: u for u in _weighted(candidate)}
+    behind: set[Any] = set()
+    found = []
+    for node in candidate.model.graph.nodes:
+        reached = any(t in behind for t in node.reads())
+        if node in own and not reached:
+            found.append(own[node])
+        if node in own or reached:
+            behind.update(node.outputs)
+    return found
 
 
 def heads_in_float(best: Candidate, build: Build, model: Model, outputs: Collection[str], budget: float) -> Candidate:
     """Try in float what serves one of the named outputs alone, if it holds at most the share `budget` of all
     multiplications.
     """
-    units = [u for u in best.units if u.view is not None]
+    units = _weighted(best)
     served = _served(model)
     heads = [u for u in units if len(served.get(u.key, ())) == 1 and served[u.key] <= set(outputs)]
     if not heads or len(heads) == len(units):
@@ -74,7 +139,7 @@ def rescue(best: Candidate, build: Build, max_drop: float, progress: Progress) -
     for number in range(_ROUNDS):
         if best.drop <= max_drop:
             break
-        units = [u for u in best.units if u.view is not None]
+        units = _weighted(best)
         if not units:
             break
         runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]

@@ -47,7 +47,8 @@ class Quantize(Pass):
     `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
     second-order or nearest; `rescale`, `bias_correction` and `islands` switch these steps; `island_cost` is the share
     of the multiplications that may stay in float for accuracy; `latency` times groups of layers on this machine and
-    leaves those in float that are not faster in 8 bits (the default pipeline for the CPU does); `weight_bits` is 7
+    leaves those in float that are not faster in 8 bits, or whose time is worth the accuracy (the default pipeline for
+    the CPU does); `weight_bits` is 7
     where processors without int8 dot products would saturate (auto: if this one is such); `ops` are the operators to
     quantize, `skip` names nodes that stay in float.
     """

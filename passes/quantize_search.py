@@ -4,16 +4,18 @@ Histograms and second moments are collected once. Candidates are judged on calib
 
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. channels rescaled by smoothing (smooth.py) and equalization (equalize.py), where that clearly wins;
-3. second-order rounding of the weights (rounding.py), as they are and re-solved for the noise that rounding adds to
+3. the first layers in float, where that is worth their time (islands.py);
+4. second-order rounding of the weights (rounding.py), as they are and re-solved for the noise that rounding adds to
    their inputs, kept if the outputs get closer;
-4. sequential bias correction (bias_correction.py), likewise;
-5. float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
-6. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
+5. sequential bias correction (bias_correction.py), likewise;
+6. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
+7. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
 """
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +27,9 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bias_correction import correct
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
-from onnxcomp.passes.islands import heads_in_float, rescue, tail_in_float
+from onnxcomp.passes.islands import Price, first_in_float, heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
-from onnxcomp.passes.latency import drop_slow_groups
+from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.moments import Moments, observe_inputs
 from onnxcomp.passes.placement import Placement
@@ -99,6 +101,9 @@ class Search:
         best = self._best_ranges(seen, skip)
         if self.options.rescale:
             best, seen = self._rescaled(best, seen, skip)
+        if self.options.islands:
+            self.ctx.progress(0.5, "trying the first layers in float")
+            best = first_in_float(best, self._build, self._price(best))
         if self._second_order:
             first = best
             best = self._keep_better("second-order rounding", best, self._rounded(first, seen))
@@ -109,7 +114,7 @@ class Search:
             best = self._corrected(best)
         if self.options.islands:
             best = self._with_islands(best)
-        if self.options.latency and self.layout is CPU:
+        if self._timed:
             best = self._faster(best)
         return best
 
@@ -212,7 +217,7 @@ class Search:
         return best
 
     def _with_islands(self, best: Candidate) -> Candidate:
-        best = tail_in_float(best, self._build, self.model, self.options.island_cost)
+        best = tail_in_float(best, self._build, self._price(best))
         rare = self.judge.rare_outputs()
         best = heads_in_float(best, self._build, self.model, rare, self.options.island_cost)
         allowed = self.ctx.max_drop * _MARGIN
@@ -222,13 +227,29 @@ class Search:
             self.trail["float islands"] = best.score
         return best
 
+    def _price(self, best: Candidate) -> Price:
+        """Islands cost time where it is measured, multiplications elsewhere."""
+        if not self._timed:
+            return Price.of(best, self.model, self.options.island_cost)
+
+        def slowdown(old: Candidate, new: Candidate) -> float:
+            return 1 / speed_ratio(old.model, new.model, self._one_sample(), threads=self.ctx.threads)
+
+        return Price.of(best, self.model, self.options.island_cost, slowdown)
+
+    @property
+    def _timed(self) -> bool:
+        return self.options.latency and self.layout is CPU
+
+    def _one_sample(self) -> Mapping[str, Any]:
+        return next(iter(self.fit.batches(1))).feeds
+
     def _faster(self, best: Candidate) -> Candidate:
         """Give back to float what is slower in 8 bits on this machine; see latency.py."""
         if not any(u.view is not None for u in best.units):
             return best
         self.ctx.progress(0.9, "timing groups of layers")
-        feeds = next(iter(self.fit.batches(1))).feeds
-        faster = drop_slow_groups(best, self._build, self.model, feeds, threads=self.ctx.threads)
+        faster = drop_slow_groups(best, self._build, self.model, self._one_sample(), threads=self.ctx.threads)
         self.slow = faster.decisions.skip - best.decisions.skip
         return faster
 

@@ -11,6 +11,7 @@ import pytest
 from onnxcomp.calibration.data import open_data
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
+from onnxcomp.passes import quantize_search
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.quantize import Quantize
 from onnxcomp.runtime import open_session
@@ -82,6 +83,62 @@ def test_a_branch_that_holds_much_of_the_work_is_not_kept_in_float(monkeypatch: 
     details = run(model, context(model, samples(0)))
 
     assert details["float_islands"] == []
+
+
+def pictures(first: np.ndarray) -> Model:
+    """A first layer of little work, and layers of more."""
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 4, 8, 8] x) => (float[N, 32, 8, 8] y) {
+          a = Conv (x, w1)  ar = Relu (a)
+          b = Conv <pads = [1, 1, 1, 1]> (ar, w2)  br = Relu (b)
+          y = Conv <pads = [1, 1, 1, 1]> (br, w3)
+        }""")
+    weights = {"w1": first, "w2": w(32, 32, 3, 3), "w3": w(32, 32, 3, 3)}
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    return from_proto(proto)
+
+
+def hardly_reads_the_first_channel() -> np.ndarray:
+    first = w(32, 4, 1, 1)
+    first[:, 0] *= 0.01
+    return first
+
+
+def wide_channel() -> dict[str, np.ndarray]:
+    x = RNG.standard_normal((40, 4, 8, 8)).astype(np.float32)
+    x[:, 0] *= 50
+    return {"x": x}
+
+
+def test_the_first_layer_stays_in_float_if_rounding_its_input_costs_much() -> None:
+    model = pictures(hardly_reads_the_first_channel())
+
+    details = run(model, context(model, wide_channel()))
+
+    assert details["float_islands"] == ["Conv(a)"]
+
+
+def test_the_first_layer_is_quantized_where_that_costs_nothing() -> None:
+    model = pictures(np.where(w(32, 4, 1, 1) > 0, np.float32(0.25), np.float32(-0.25)))  # codes without an error
+    integers = wide_channel()["x"].round().clip(-127, 128)
+    integers[:, 0, 0, :2] = [-127, 128]  # a scale of 1
+
+    details = run(model, context(model, {"x": integers}))
+
+    assert details["float_islands"] == []
+
+
+@pytest.mark.parametrize(("slower", "worth"), [(1.02, True), (1.08, False)])
+def test_an_island_may_take_a_few_percent_of_the_time(
+    monkeypatch: pytest.MonkeyPatch, slower: float, worth: bool
+) -> None:
+    monkeypatch.setattr(quantize_search, "speed_ratio", lambda *args, **options: 1 / slower)
+    monkeypatch.setattr(quantize_search, "drop_slow_groups", lambda best, *args, **options: best)
+    model = pictures(hardly_reads_the_first_channel())
+
+    details = run(model, context(model, wide_channel()), latency=True)
+
+    assert ("Conv(a)" in details["float_islands"]) is worth
 
 
 @pytest.mark.parametrize(("count", "solved"), [(39, False), (40, True)])

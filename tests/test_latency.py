@@ -53,7 +53,7 @@ def quantized(
     monkeypatch.setattr(latency, "speed_ratio", lambda *args, **options: ratio)
     model = two_groups()
     ctx = Context(data=open_data(DATA, open_session(model).inputs))
-    return model, run_pass(Pipeline.parse("quantize:latency=true").passes[0], model, ctx)
+    return model, run_pass(Pipeline.parse("quantize:latency=true:islands=false").passes[0], model, ctx)
 
 
 def test_a_group_that_loses_time_goes_back_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
