@@ -19,43 +19,71 @@ import numpy.typing as npt
 from onnxcomp.calibration.sums import ExactSum
 from onnxcomp.linear import Linear
 
-__all__ = ["Gram", "patches", "pick"]
+__all__ = ["Gram", "patches", "pick", "rows_of"]
 
 Array = npt.NDArray[Any]
+_FEW = 2048  # rows that are worth a product of their own, however short they are
 
 
 class Gram:
     """Sum of x x^T and of x over the rows seen: float64 [groups, K, K] and [groups, K].
 
-    `rows` is the number of rows of each group.
+    `rows` is the number of rows of each group. Rows wait until there are enough for an efficient product, or until
+    `flush`: those multiplied together are summed in floating point, products exactly.
     """
 
-    __slots__ = ("rows", "sum", "sum_products")
+    __slots__ = ("_products", "_totals", "_waiting", "rows")
 
     def __init__(self, products: ExactSum, totals: ExactSum, rows: int = 0) -> None:
-        self.sum_products = products
-        self.sum = totals
+        self._products = products
+        self._totals = totals
         self.rows = rows
+        self._waiting: list[Array] = []
 
     @classmethod
     def empty(cls, groups: int, length: int) -> Gram:
         return cls(ExactSum((groups, length, length), kept=2), ExactSum((groups, length), kept=2))
 
+    @property
+    def length(self) -> int:
+        """K"""
+        return int(self._totals.digits.shape[-1])
+
     def add(self, x: Array) -> None:
-        """Take rows in: [groups, rows, K]. The rows of one call are summed in floating point, calls exactly."""
+        """Take rows in: [groups, rows, K]."""
+        self.rows += x.shape[1]
+        self._waiting.append(x)
+        if sum(w.shape[1] for w in self._waiting) >= max(2 * x.shape[2], _FEW):
+            self.flush()
+
+    def flush(self) -> None:
+        """Multiply the rows that wait."""
+        if not self._waiting:
+            return
+        x = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
+        self._waiting = []
         if x.shape[0] == 1:  # one large product: the matrix library takes it in two dimensions only
             rows = x[0].astype(np.result_type(x, np.float32), copy=False)  # squares leave the range of float16
-            self.sum_products.add((rows.T @ rows)[None])
+            self._products.add((rows.T @ rows)[None])
         else:
             wide = x.astype(np.float64)
-            self.sum_products.add(np.matmul(wide.transpose(0, 2, 1), wide))
-        self.sum.add(x.sum(axis=1, dtype=np.float64))
-        self.rows += x.shape[1]
+            self._products.add(np.matmul(wide.transpose(0, 2, 1), wide))
+        self._totals.add(x.sum(axis=1, dtype=np.float64))
 
     def merge(self, other: Gram) -> None:
         self.sum_products.merge(other.sum_products)
         self.sum.merge(other.sum)
         self.rows += other.rows
+
+    @property
+    def sum_products(self) -> ExactSum:
+        self.flush()
+        return self._products
+
+    @property
+    def sum(self) -> ExactSum:
+        self.flush()
+        return self._totals
 
     @property
     def products(self) -> Array:
@@ -108,6 +136,11 @@ def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Arra
     groups = view.groups
     grouped = found.reshape(found.shape[0], groups, -1)
     return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+
+def rows_of(wanted: int, count: int, samples: int | None) -> int:
+    """Rows to take from `count` of `samples` samples so that all together give about `wanted`; at least 4 a sample."""
+    return max(4 * count, -(-wanted * count // max(samples or 64, 1)))
 
 
 def pick(total: int, rows: int, rng: np.random.Generator) -> Array:

@@ -30,6 +30,7 @@ __all__ = ["collect", "expose", "observe", "require_finite"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
+Take = Callable[[str, Array, int], None]
 _WORKING_SET = 1 << 27  # bytes of observed values in one run; fresh memory costs more than another run
 
 
@@ -58,17 +59,19 @@ def observe(
     model: Model,
     data: Dataset,
     names: Sequence[str],
-    take: Callable[[str, Array], None],
+    take: Take,
     *,
     samples: int | None = None,
     threads: int = 1,
     memory: int = 1 << 30,
     progress: Progress | None = None,
     summaries: Mapping[str, TensorStatistics] | None = None,
+    after_batch: Callable[[], None] | None = None,
 ) -> int:
-    """Call `take(name, array)` for every named value of every batch. Returns the number of samples.
+    """Call `take(name, array, count)` for every named value of every batch, or of each of its parts of `count` samples.
 
-    `summaries` are filled for values of which nobody needs more than extremes and histogram: that is cheaper.
+    Returns the number of samples. `after_batch` is called when a batch has been seen whole. `summaries` are
+    filled for values of which nobody needs more than extremes and histogram: that is cheaper.
 
     Raises DataError if the data hold no sample.
     """
@@ -79,6 +82,8 @@ def observe(
         if watch is None:
             watch = _Watch(model, data, batch, names, take, summaries or {}, threads, memory)
         watch.see(batch)
+        if after_batch is not None:
+            after_batch()
         seen += batch.count
         if progress is not None and total:
             progress(min(seen / total, 1.0), "calibrating")
@@ -100,7 +105,7 @@ class _Watch:
         data: Dataset,
         batch: Batch,
         names: Sequence[str],
-        take: Callable[[str, Array], None],
+        take: Take,
         summaries: Mapping[str, TensorStatistics],
         threads: int,
         memory: int,
@@ -125,23 +130,23 @@ class _Watch:
         """Run the model on a batch, in parts if need be, and pass on what comes out."""
         for part in self._parts(batch):
             for name in self.given:
-                self._pass_on(name, np.asarray(part.feeds[name]))
+                self._pass_on(name, np.asarray(part.feeds[name]), part)
             asked = [n for probe in self.probes.values() for n in probe.outputs]
             for number, group in enumerate(self._groups(part)):
                 outputs = [*group, *asked] if number == 0 else group
                 values = iter(self.session.run(part.feeds, outputs) if outputs else ())
                 for name in group:
-                    self._pass_on(name, next(values), _bytes(part))
+                    self._pass_on(name, next(values), part, computed=True)
                 for probe in self.probes.values() if number == 0 else ():
                     probe.read([next(values) for _ in probe.outputs], self.summaries[probe.name])
 
-    def _pass_on(self, name: str, value: Any, feed_bytes: int | None = None) -> None:
+    def _pass_on(self, name: str, value: Any, part: Batch, *, computed: bool = False) -> None:
         if not isinstance(value, np.ndarray):
             return
-        if feed_bytes is not None:
-            self.density[name] = max(self.density.get(name, 0.0), value.nbytes / feed_bytes)
+        if computed:
+            self.density[name] = max(self.density.get(name, 0.0), value.nbytes / _bytes(part))
         if name not in self.summaries:
-            self.take(name, value)
+            self.take(name, value, part.count)
         elif value.dtype.kind == "f":
             self.summaries[name].add(value)
 
@@ -190,7 +195,7 @@ def collect(
     found = {name: TensorStatistics() for name in requests}
     whole = [name for name, axis in requests.items() if axis is not None or not histogram]
 
-    def take(name: str, value: Array) -> None:
+    def take(name: str, value: Array, count: int) -> None:
         if value.dtype.kind == "f":
             found[name].add(value, requests[name], histogram=histogram)
 

@@ -21,6 +21,7 @@ __all__ = ["ExactSum"]
 
 Array = npt.NDArray[Any]
 _WIDTH = 40  # bits of a digit: 2^23 terms fit into 64 bits
+_BLOCK = 1 << 16  # entries that are split at a time, so that their digits stay in the processor's cache
 _LOWEST = -25  # digits below 2^-1000 are none: their scale would not be a float64 any more
 
 
@@ -40,17 +41,23 @@ class ExactSum:
 
     def add(self, term: Array) -> None:
         """Add an array of the sum's shape."""
-        rest = np.array(term, np.float64)
-        peak = max(float(rest.max(initial=0.0)), -float(rest.min(initial=0.0)))
+        peak = max(float(term.max(initial=0.0)), -float(term.min(initial=0.0)))
         if not math.isfinite(peak):
             self.finite = False
             return
         self._raise(-(-math.frexp(peak)[1] // _WIDTH) - 1 if peak else _LOWEST)
+        entries, digits = term.reshape(-1), self.digits.reshape(len(self.digits), -1)
+        for start in range(0, entries.size, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            self._add_block(entries[part], digits[:, part])
+
+    def _add_block(self, term: Array, digits: Array) -> None:
+        rest = term.astype(np.float64)
         rest *= math.ldexp(1.0, -_WIDTH * self.top)
-        for position, digit in enumerate(self.digits):
+        for position, digit in enumerate(digits):
             whole = np.trunc(rest)
             digit += whole.astype(np.int64)
-            if position + 1 < len(self.digits):
+            if position + 1 < len(digits):
                 rest -= whole
                 rest *= float(1 << _WIDTH)
 

@@ -25,31 +25,37 @@ from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.placement import Unit
 from onnxcomp.shapes import infer
 
-__all__ = ["correct"]
+__all__ = ["Corrector"]
 
 Array = npt.NDArray[Any]
 
 
-def correct(
-    model: Model, candidate: Candidate, data: Dataset, *, threads: int, layout: Layout = CPU
-) -> dict[str, Array]:
-    """New biases per unit from one run of the float model and one of the candidate over the same samples."""
-    from onnxcomp.manager import Context
+class Corrector:
+    """Means of the float model over some samples, with which candidates with the same units in float are corrected."""
 
-    plan = layout.place(model, model.graph, infer(model), Context(), keep_float=candidate.decisions.skip)
-    # What a constant input gives depends on the position behind a ConvTranspose.
-    floats = {u.key: u for u in plan.units if u.takes_bias and u.node.op != "ConvTranspose"}
-    quantized = {u.key: u for u in candidate.units if u.takes_bias and u.key in floats}
-    before = _means(model, list(floats.values()), data, threads)
-    after = _means(candidate.model, list(quantized.values()), data, threads)
-    biases = dict(candidate.decisions.biases)
-    for key in quantized:
-        (x, y), (xq, yq) = before[key], after[key]
-        if x is None or xq is None or y is None or yq is None:
-            continue
-        own = yq - y - _through(floats[key], xq - x)
-        biases[key] = biases[key] - own
-    return biases
+    def __init__(
+        self, model: Model, skip: frozenset[str], data: Dataset, *, threads: int, layout: Layout = CPU
+    ) -> None:
+        from onnxcomp.manager import Context
+
+        plan = layout.place(model, model.graph, infer(model), Context(), keep_float=skip)
+        # What a constant input gives depends on the position behind a ConvTranspose.
+        self._floats = {u.key: u for u in plan.units if u.takes_bias and u.node.op != "ConvTranspose"}
+        self._data, self._threads = data, threads
+        self._before = _means(model, list(self._floats.values()), data, threads)
+
+    def correct(self, candidate: Candidate) -> dict[str, Array]:
+        """New biases per unit from one run of the candidate over the same samples."""
+        quantized = {u.key: u for u in candidate.units if u.takes_bias and u.key in self._floats}
+        after = _means(candidate.model, list(quantized.values()), self._data, self._threads)
+        biases = dict(candidate.decisions.biases)
+        for key in quantized:
+            (x, y), (xq, yq) = self._before[key], after[key]
+            if x is None or xq is None or y is None or yq is None:
+                continue
+            own = yq - y - _through(self._floats[key], xq - x)
+            biases[key] = biases[key] - own
+        return biases
 
 
 def _means(

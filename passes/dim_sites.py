@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, patches, pick
+from onnxcomp.calibration.gram import Gram, patches, pick, rows_of
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear, linear
@@ -189,13 +189,12 @@ def collect_grams(
         if site.length <= _MAX_LENGTH and cost <= left:
             left -= cost
             by_input.setdefault(site.source, []).append(site)
-    batches = max(1, -(-(data.length or 64) // 16))
     rng = np.random.default_rng(seed)
 
-    def take(name: str, value: Array) -> None:
+    def take(name: str, value: Array, count: int) -> None:
         for site in by_input[name]:
-            count = max(64, min(_ROWS_PER_ENTRY * site.length, _MOST_ROWS) // batches)
-            rows = site.patches(value, count, rng)
+            wanted = rows_of(min(_ROWS_PER_ENTRY * site.length, _MOST_ROWS), count, data.length)
+            rows = site.patches(value, wanted, rng)
             found.setdefault(site.key, Gram.empty(site.groups, site.length)).add(rows)
 
     if by_input:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram, patches, rows_of
 from onnxcomp.calibration.runner import observe, require_finite
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.calibration.store import Statistics, model_hash
@@ -67,17 +67,21 @@ def observe_inputs(
     statistics = {source: TensorStatistics() for source in dict.fromkeys(sources.values())}
     by_input = _by_input(plan.units, memory) if grams else {}
     found: dict[str, Gram] = {}
-    batches = max(1, -(-(samples or data.length or 64) // 16))
+    samples = samples or data.length
 
-    def take(name: str, value: Array) -> None:
+    def take(name: str, value: Array, count: int) -> None:
         if name in statistics and value.dtype.kind == "f":
             statistics[name].add(value)
         for unit in by_input.get(name, ()):
-            _add_rows(found, unit, value, batches, seed)
+            _add_rows(found, unit, value, rows_of(_ROWS_PER_ENTRY * _length(unit), count, samples), seed)
+
+    def flush() -> None:
+        for gram in found.values():
+            gram.flush()  # so that batches give the same numbers in any order
 
     count = observe(
         model, data, list(by_input), take,
-        threads=threads, memory=memory, progress=progress, summaries=statistics,
+        threads=threads, memory=memory, progress=progress, summaries=statistics, after_batch=flush,
     )  # fmt: skip
     require_finite(statistics, data)
     tensors = {n: statistics[n] if n == source else statistics[source].copy() for n, source in sources.items()}
@@ -103,14 +107,13 @@ def _by_input(units: Iterable[Unit], memory: int) -> dict[str, list[Unit]]:
     return found
 
 
-def _add_rows(found: dict[str, Gram], unit: Unit, value: Array, batches: int, seed: int) -> None:
+def _add_rows(found: dict[str, Gram], unit: Unit, value: Array, count: int, seed: int) -> None:
     """Sample positions by a seed made of what is sampled, so that the order of batches does not matter."""
     view = unit.view
     assert view is not None
-    length = _length(unit)
     state = [seed, zlib.crc32(unit.key.encode()), zlib.crc32(value.reshape(-1)[::97].tobytes())]
-    rows = patches(view, value, max(64, _ROWS_PER_ENTRY * length // batches), np.random.default_rng(state))
-    found.setdefault(unit.key, Gram.empty(view.groups, length)).add(rows)
+    rows = patches(view, value, count, np.random.default_rng(state))
+    found.setdefault(unit.key, Gram.empty(view.groups, _length(unit))).add(rows)
 
 
 def _length(unit: Unit) -> int:

@@ -25,7 +25,7 @@ from onnxcomp.calibration.split import limited
 from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
-from onnxcomp.passes.bias_correction import correct
+from onnxcomp.passes.bias_correction import Corrector
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
 from onnxcomp.passes.islands import Price, first_in_float, heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
@@ -46,6 +46,7 @@ _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
 _CLEARLY = 0.5  # dB by which a choice has to win that may have won by chance
 _CHEAP = 5e9  # multiplications up to which rounding is done a second time
 _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
+_CORRECTION_SAMPLES = 64  # for means
 _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
@@ -134,7 +135,7 @@ class Search:
                 before = self._best_ranges(self._observe(skip, few), skip, what="few samples, ", methods=methods)
             old, self.model = self.model, model
             first = self._best_ranges(self._observe(skip, few), skip, what=f"{what}, few samples, ", methods=methods)
-            if first.score > before.score:
+            if first.score >= before.score + _CLEARLY / 2:
                 new_seen = self._observe(skip, self.fit, grams=self._second_order)
                 new = self._best_ranges(new_seen, skip, what=f"{what}, ")
                 if new.score >= best.score + _CLEARLY:
@@ -206,10 +207,12 @@ class Search:
         return self._build(replace(decisions, weights=weights, biases=biases))
 
     def _corrected(self, best: Candidate) -> Candidate:
+        self.ctx.progress(0.0, "bias correction")
+        few = limited(self.fit, _CORRECTION_SAMPLES)
+        corrector = Corrector(self.model, best.decisions.skip, few, threads=self.ctx.threads, layout=self.layout)
         for sweep in range(3):
-            self.ctx.progress(sweep / 3, "bias correction")
-            biases = correct(self.model, best, limited(self.fit, 64), threads=self.ctx.threads, layout=self.layout)
-            tried = self._build(replace(best.decisions, biases=biases))
+            self.ctx.progress((sweep + 1) / 4, "bias correction")
+            tried = self._build(replace(best.decisions, biases=corrector.correct(best)))
             self.trail[f"bias correction {sweep + 1}"] = tried.score
             if tried.score <= best.score:
                 break

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram, pick
+from onnxcomp.calibration.gram import Gram, pick, rows_of
 from onnxcomp.calibration.runner import observe
 from onnxcomp.graph import Constant, Model, Node
 from onnxcomp.linear import linear
@@ -199,15 +199,14 @@ def moments(
         for reader in weight.readers:
             if reader.source and reader.layout.rows(weight.constant.values).shape == (groups, *weight.rows.shape[1:]):
                 wanted.setdefault(reader.source, []).append((weight, reader))
-    batches = max(1, -(-(data.length or 64) // 16))
 
-    def take(name: str, value: Array) -> None:
+    def take(name: str, value: Array, count: int) -> None:
         for weight, reader in wanted[name]:
             assert reader.vectors is not None
             groups, _, length = weight.rows.shape
-            count = max(64, min(_ROWS_PER_ENTRY * length, _MOST_ROWS) // batches)
+            rows = rows_of(min(_ROWS_PER_ENTRY * length, _MOST_ROWS), count, data.length)
             state = [seed, zlib.crc32(weight.name.encode()), zlib.crc32(value.reshape(-1)[::97].tobytes())]
-            x = reader.vectors(value.astype(np.float32, copy=False), count, np.random.default_rng(state))
+            x = reader.vectors(value.astype(np.float32, copy=False), rows, np.random.default_rng(state))
             if np.isfinite(x).all():
                 found.setdefault(weight.key, Gram.empty(groups, length)).add(x)
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.gram import Gram
+from onnxcomp.calibration.gram import Gram, rows_of
 from onnxcomp.calibration.runner import observe
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model
@@ -48,14 +48,14 @@ def collect_moments(
         found[operand.key] = [Gram.empty(groups, length) for _ in operand.sources]
         for source, gram in zip(operand.sources, found[operand.key], strict=True):
             readers.setdefault(source.name, []).append((source, gram))
-    batches = max(1, -(-(data.length or 64) // 16))
     rng = np.random.default_rng(seed)
 
-    def take(name: str, value: Array) -> None:
+    def take(name: str, value: Array, count: int) -> None:
         value = value.astype(np.float32) if value.dtype == np.float16 else value
         for source, gram in readers[name] if value.size else ():  # empty: a branch that was not taken
-            length = gram.totals.shape[1]
-            gram.add(source.rows(value, max(64, min(_ROWS_PER_ENTRY * length, _MOST_ROWS) // batches), rng))
+            length = gram.length
+            wanted = rows_of(min(_ROWS_PER_ENTRY * length, _MOST_ROWS), count, data.length)
+            gram.add(source.rows(value, wanted, rng))
 
     if readers:
         observe(model, data, list(readers), take, threads=threads, memory=memory, progress=progress)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcomp.calibration.gram import Gram, patches
+from onnxcomp.calibration.gram import Gram, patches, rows_of
 from onnxcomp.graph import Model
 from onnxcomp.linear import Linear, linear
 from onnxcomp.passes.qdq import quantize_weight
@@ -95,9 +95,11 @@ def test_moments_of_batches_add_up_to_the_same_bits_in_any_order(seed: int, rand
     whole, shards = Gram.empty(2, 4), [Gram.empty(2, 4) for _ in range(2)]
     for x in batches:
         whole.add(x)
+        whole.flush()
     random.shuffle(batches)
     for number, x in enumerate(batches):
         shards[number % 2].add(x)
+        shards[number % 2].flush()
     shards[0].merge(shards[1])
 
     assert (shards[0].products == whole.products).all()
@@ -148,3 +150,19 @@ def test_squares_of_half_precision_inputs_do_not_overflow(groups: int) -> None:
 
     assert (gram.products == 100 * 500.0**2).all()
     assert (gram.totals == 100 * 500.0).all()
+
+
+def test_rows_that_wait_count_as_soon_as_moments_are_read() -> None:
+    x = np.random.default_rng(0).standard_normal((1, 5, 3))
+    gram = Gram.empty(1, 3)
+
+    gram.add(x[:, :2])
+    gram.add(x[:, 2:])
+
+    assert gram.rows == 5
+    assert np.allclose(gram.products, x[0].T @ x[0])
+
+
+@pytest.mark.parametrize(("wanted", "count", "samples", "rows"), [(640, 16, 64, 160), (640, 1, 64, 10), (8, 4, 64, 16)])
+def test_each_part_gives_its_share_of_the_rows(wanted: int, count: int, samples: int, rows: int) -> None:
+    assert rows_of(wanted, count, samples) == rows

@@ -99,7 +99,7 @@ def test_maps_that_are_not_known_to_hold_channels_first_are_not_probed(monkeypat
 def test_whatever_the_memory_budget_every_value_is_seen_once(memory: int) -> None:
     model, x = images(), random_images(6, 2, 12, 12)
     seen: dict[str, list[np.ndarray]] = {"x": [], "c": [], "r": [], "y": []}
-    count = observe(model, given(model, x, batch=4), list(seen), lambda n, v: seen[n].append(v), memory=memory)
+    count = observe(model, given(model, x, batch=4), list(seen), lambda n, v, count: seen[n].append(v), memory=memory)
     expected = expose(model, ["c", "r"]).run({"x": x}, ["c", "r", "y"])
 
     assert count == 6
@@ -111,7 +111,7 @@ def test_no_run_fetches_more_than_the_budget_where_batches_can_be_cut() -> None:
     model, x = images(), random_images(16, 2, 32, 32)
     largest = 0
 
-    def take(name: str, value: np.ndarray) -> None:
+    def take(name: str, value: np.ndarray, count: int) -> None:
         nonlocal largest
         largest = max(largest, value.nbytes)
 

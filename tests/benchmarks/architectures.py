@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["NAMES", "export"]
+__all__ = ["NAMES", "export", "feeds"]
 
 
 class Bottleneck(nn.Module):
@@ -35,6 +36,36 @@ def resnet50() -> nn.Module:
             layers.append(Bottleneck(inputs, 64 << stage, 2 if block == 0 and stage > 0 else 1))
             inputs = 256 << stage
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+def _unit(inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1, *, act: bool = True) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [convolution, nn.BatchNorm2d(outputs), *([nn.ReLU6()] if act else [])]
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
+        super().__init__()
+        width = inputs * factor
+        self.shortcut = stride == 1 and inputs == outputs
+        expand = _unit(inputs, width, 1, 1) if factor > 1 else []
+        self.body = nn.Sequential(
+            *expand, *_unit(width, width, 3, stride, width), *_unit(width, outputs, 1, 1, act=False)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x) if self.shortcut else self.body(x)
+
+
+def mobilenet_v2() -> nn.Module:
+    layers, inputs = _unit(3, 32, 3, 2), 32
+    for factor, outputs, repeats, stride in (
+        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
+    ):  # fmt: skip
+        for repeat in range(repeats):
+            layers.append(Inverted(inputs, outputs, stride if repeat == 0 else 1, factor))
+            inputs = outputs
+    return nn.Sequential(*layers, *_unit(320, 1280, 1, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000))
 
 
 class Attention(nn.Module):
@@ -112,30 +143,55 @@ class Vit(nn.Module):
         return self.head(self.norm(x)[:, 0])
 
 
-NAMES = ("resnet50", "bert", "vit")
+_MAKE = {"resnet50": resnet50, "mobilenet_v2": mobilenet_v2, "bert": Bert, "vit": Vit}
+NAMES = tuple(_MAKE)
 
 
-def export(name: str, path: Path, opset: int) -> None:
-    """Export one of `NAMES` with a dynamic batch (and length), as the TorchScript exporter writes it."""
+def feeds(name: str, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Made-up samples: tokens without padding, or blobs with noise."""
+    rng = np.random.default_rng(seed)
+    if name == "bert":
+        return {"tokens": rng.integers(0, 5000, (count, 64)), "mask": np.ones((count, 64), np.int64)}
+    blobs = np.kron(rng.standard_normal((count, 3, 28, 28)), np.ones((1, 1, 8, 8)))
+    return {"image": (blobs + 0.3 * rng.standard_normal(blobs.shape)).astype(np.float32)}
+
+
+def export(name: str, path: Path, opset: int, *, folded: bool = False) -> None:
+    """Export one of `NAMES` with a dynamic batch (and length), as the TorchScript exporter writes it.
+
+    With `folded` that exporter may fold batch normalization, as it does by default.
+    """
     torch.manual_seed(0)
-    image = (torch.randn(2, 3, 224, 224),)
-    text = (torch.randint(0, 5000, (2, 16)), torch.ones(2, 16, dtype=torch.long))
-    model, arguments, inputs, outputs = {
-        "resnet50": (resnet50, image, ["image"], ["scores"]),
-        "bert": (Bert, text, ["tokens", "mask"], ["states", "pooled"]),
-        "vit": (Vit, image, ["image"], ["scores"]),
-    }[name]
+    model = _as_trained(_MAKE[name](), [torch.from_numpy(v) for v in feeds(name, 16, seed=1).values()])
+    inputs = ["tokens", "mask"] if name == "bert" else ["image"]
+    outputs = ["states", "pooled"] if name == "bert" else ["scores"]
     axes = {i: {0: "batch", **({1: "length"} if name == "bert" else {})} for i in inputs} | {outputs[0]: {0: "batch"}}
+    kept = {"training": torch.onnx.TrainingMode.PRESERVE, "do_constant_folding": False}
     torch.onnx.export(
-        _randomized(model()), arguments, path, input_names=inputs, output_names=outputs, opset_version=opset,
-        dynamic_axes=axes, dynamo=False, training=torch.onnx.TrainingMode.PRESERVE, do_constant_folding=False,
+        model, tuple(torch.from_numpy(v) for v in feeds(name, 2).values()), path, input_names=inputs,
+        output_names=outputs, opset_version=opset, dynamic_axes=axes, dynamo=False, **({} if folded else kept),
     )  # fmt: skip
 
 
-def _randomized(model: nn.Module) -> nn.Module:
-    """Statistics of batch normalization as after training, and dropout off."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 1.5)
+def _as_trained(model: nn.Module, samples: list[torch.Tensor]) -> nn.Module:
+    """The model with what training leaves: channels of different norm, statistics of batch normalization as measured,
+    outliers in layer normalization.
+    """
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                spread = torch.exp(0.4 * torch.randn(len(module.weight)))
+                module.weight.mul_(spread.reshape(-1, *[1] * (module.weight.dim() - 1)))
+            elif isinstance(module, nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+                module.momentum = None  # the mean of all batches
+            elif isinstance(module, nn.LayerNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.weight[torch.randperm(len(module.weight))[:4]] *= 8
+        model.train()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.eval()
+        model(*samples)
     return model.eval()

@@ -161,41 +161,11 @@ def growth(path: str, data_path: str) -> None:
 
 
 def mobilenet(folder: str) -> tuple[str, str]:
-    import torch
-    from torch import nn
+    from architectures import export, feeds
 
-    def layer(inputs: int, outputs: int, kernel: int, stride: int, groups: int, act: bool) -> list[nn.Module]:
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        return [convolution, nn.BatchNorm2d(outputs), *([nn.ReLU6()] if act else [])]
-
-    class Inverted(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
-            super().__init__()
-            width = inputs * factor
-            self.shortcut = stride == 1 and inputs == outputs
-            expand = layer(inputs, width, 1, 1, 1, True) if factor > 1 else []
-            self.body = nn.Sequential(
-                *expand, *layer(width, width, 3, stride, width, True), *layer(width, outputs, 1, 1, 1, False)
-            )
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x + self.body(x) if self.shortcut else self.body(x)
-
-    torch.manual_seed(0)
-    layers, inputs = layer(3, 32, 3, 2, 1, True), 32
-    for factor, outputs, repeats, stride in (
-        (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1),
-    ):  # fmt: skip
-        for repeat in range(repeats):
-            layers.append(Inverted(inputs, outputs, stride if repeat == 0 else 1, factor))
-            inputs = outputs
-    layers += [*layer(320, 1280, 1, 1, 1, True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1280, 1000)]
     path, data = f"{folder}/mobilenet_v2.onnx", f"{folder}/mobilenet_v2.npz"
-    torch.onnx.export(
-        nn.Sequential(*layers).eval(), (torch.zeros(1, 3, 224, 224),), path, input_names=["x"], output_names=["y"],
-        dynamic_axes={"x": {0: "n"}, "y": {0: "n"}}, dynamo=False, opset_version=17,
-    )  # fmt: skip
-    np.savez(data, x=np.random.default_rng(0).standard_normal((32, 3, 224, 224)).astype(np.float32))
+    export("mobilenet_v2", Path(path), 17, folded=True)
+    np.savez(data, **feeds("mobilenet_v2", 32))
     return path, data
 
 
