@@ -97,7 +97,10 @@ def _runtime_quantizer(model: Path, calib: str, folder: Path, method: str, *, li
     if proto.opset_import[0].version < 13:
         proto = onnx.version_converter.convert_version(proto, 13)
     onnx.save(proto, upgraded)
-    quant_pre_process(str(upgraded), str(prepared))
+    try:
+        quant_pre_process(str(upgraded), str(prepared))
+    except Exception:  # its symbolic shapes do not cover every graph
+        quant_pre_process(str(upgraded), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(output),
