@@ -4,9 +4,9 @@ Histograms and second moments are collected once. Candidates are judged on calib
 
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. channels rescaled by smoothing (smooth.py) and equalization (equalize.py), where that clearly wins;
-3. the first layers in float, where that is worth their time (islands.py);
-4. second-order rounding of the weights (rounding.py), as they are and re-solved for the noise that rounding adds to
-   their inputs, kept if the outputs get closer;
+3. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
+4. the first layers in float, where that is worth their time (islands.py); then weights re-solved for the noise that
+   rounding adds to their inputs, likewise;
 5. sequential bias correction (bias_correction.py), likewise;
 6. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
 7. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
@@ -102,15 +102,16 @@ class Search:
         best = self._best_ranges(seen, skip)
         if self.options.rescale:
             best, seen = self._rescaled(best, seen, skip)
+        nearest = best.decisions
+        if self._second_order:
+            best = self._keep_better("second-order rounding", best, self._rounded(nearest, seen))
         if self.options.islands:
             self.ctx.progress(0.5, "trying the first layers in float")
             best = first_in_float(best, self._build, self._price(best))
-        if self._second_order:
-            first = best
-            best = self._keep_better("second-order rounding", best, self._rounded(first, seen))
-            # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
-            if self.held_out and _rounding_cost(first) <= _CHEAP:
-                best = self._keep_better("weights for rounded inputs", best, self._rounded(first, seen, noisy=True))
+        # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
+        if self._second_order and self.held_out and _rounding_cost(best) <= _CHEAP:
+            tried = self._rounded(replace(nearest, skip=best.decisions.skip), seen, noisy=True)
+            best = self._keep_better("weights for rounded inputs", best, tried)
         if self.options.bias_correction:
             best = self._corrected(best)
         if self.options.islands:
@@ -185,9 +186,8 @@ class Search:
         # What a percentile cuts off may matter on samples that are not here.
         return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
 
-    def _rounded(self, best: Candidate, seen: Moments, *, noisy: bool = False) -> Candidate:
+    def _rounded(self, decisions: Decisions, seen: Moments, *, noisy: bool = False) -> Candidate:
         """With `noisy`, weights are re-solved for inputs that rounding has made noisy; see `round_with`."""
-        decisions = best.decisions
         weights, biases = dict(decisions.weights), dict(decisions.biases)
         plan = self._place(self.model, decisions.skip)
         units = [u for u in plan.units if u.view is not None]
