@@ -43,6 +43,10 @@ def masked(coupling: Coupling, units: Iterable[int]) -> Model:
             twin[tensor].values = values * keep.astype(values.dtype)
         else:
             _mask(copy, twin[tensor], keep.astype(types[tensor].dtype or np.float32))
+    for residual in coupling.residuals:
+        if removed[residual.unit]:
+            # The only reader of the branch's result is the sum.
+            _mask(copy, twin[residual.gone], np.zeros((), types[residual.gone].dtype or np.float32))
     return copy
 
 

@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram
-from onnxcomp.graph import Node
+from onnxcomp.graph import Node, producer
 from onnxcomp.passes.dim_fitting import Task, observe, rows_of, sum_behind, targets
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
@@ -82,16 +82,20 @@ def resolve(
     threads: int,
     seed: int,
     memory: int = 1 << 30,
+    nearest: int | None = None,
+    rows: int | None = None,
     progress: Callable[[float, str], None] = lambda share, what: None,
 ) -> Repaired:
-    """Fit every operator behind a removal, in order, in `cut.model`.
+    """Fit every operator behind a removal, in order, in `cut.model`; of them the first `nearest` ones if it is given.
+
+    `rows` is the number of output positions to fit each operator on, by default as many as its unknowns call for.
 
     Raises DataError if the data do not fit the model.
     """
-    tasks = list(_tasks(cut))
+    tasks = list(_tasks(cut))[:nearest]
     errors: dict[str, tuple[float, float]] = {}
     replay = Replay(cut.model, data, samples=samples, threads=threads, memory=memory)
-    per_batch = [-(-rows // max(replay.batches, 1)) for rows in rows_of(tasks, memory)]
+    per_batch = [-(-count // max(replay.batches, 1)) for count in rows_of(tasks, memory, rows)]
     wanted = targets(
         cut.coupling.model,
         tasks,
@@ -114,17 +118,20 @@ def _tasks(cut: Cut) -> Iterator[Task]:
     outputs = cut.coupling.model.outputs()
     reached = _reached(cut)
     found: list[Reader] = [*sites(cut.coupling.model), *recurrent_sites(cut.coupling.model)]
+    gone = {node for residual in cut.residuals for node in residual.nodes}
+    bypassed = {residual.total for residual in cut.residuals}
     for site in sorted(found, key=lambda s: s.number):
-        if not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
+        if site.node in gone or not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
             continue
         if site.length > _MAX_LENGTH or 8 * site.groups * site.length**2 > 1 << 30:
             continue
-        yield Task(site, twins[site.node], *sum_behind(site, place, outputs, cut.coupling.probe.shapes))
+        total, shortcut = sum_behind(site, place, outputs, cut.coupling.probe.shapes)
+        yield Task(site, twins[site.node], total, None if producer(total) in bypassed else shortcut)
 
 
 def _reached(cut: Cut) -> set[Any]:
     """Values whose elements a removal changes: what lost slices, and all that is computed from it."""
-    found: set[Any] = set()
+    found = {residual.total.outputs[0] for residual in cut.residuals}
     for node in cut.coupling.model.graph.nodes:
         inside = any(t in found for t in node.reads())
         for tensor in (*node.inputs, *node.outputs):
