@@ -36,6 +36,17 @@ class Replay:
         self._kept: list[dict[str, Array]] | None = None  # None: what is live are the model's inputs
         self.batches = sum(1 for _ in data.batches(samples))
 
+    @property
+    def position(self) -> int:
+        """The number of the node before which values are kept; values that nobody reads from there on are past."""
+        return self._start
+
+    def correct(self, name: str, batches: Sequence[Array]) -> None:
+        """Take over a value, for each batch, that changed because weights before `position` did."""
+        for kept, value in zip(self._kept or (), batches, strict=False):
+            if name in kept:
+                kept[name] = value
+
     def before(self, node: Node, names: Sequence[str]) -> Iterator[Mapping[str, Array]]:
         """The named values (computed before `node`) for each batch, with the weights as they are now."""
         stop = self._model.graph.nodes.index(node)

@@ -41,7 +41,7 @@ _PROVEN = 1e-3  # largest difference, relative to the largest output value, that
 _FASTER = 0.98  # share of the time below which a model counts as faster
 _PROFILED = 30  # runs that times of nodes are the median of
 _TRIALS = 6  # measurements for a latency
-_SHARES = tuple(s / 100 for s in range(95, 15, -5))  # work that stays, tried for a drop
+_SHARES = tuple(s / 100 for s in range(98, 14, -2))  # work that stays, tried for a drop
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ class Search:
             best = None
         if best is None or not self.ctx.allow(f"{sum(best.removed)} units of {len(self.groups)} groups"):
             return {**self._account(found, [0] * len(found), None), "reason": "no removal fits the budget and the grid"}
+        best = self._refined(found, best)
         model.become(best.cut.model)
         return {**self._account(found, best.removed, best), "time": time}
 
@@ -106,7 +107,8 @@ class Search:
         while low < high:
             middle = (low + high) // 2
             removed = self._planned(found, shares[middle])
-            candidate = self._built(found, removed) if any(removed) else None
+            refine = self.options.refine and not self.options.searching
+            candidate = self._built(found, removed, refine=refine) if any(removed) else None
             if candidate is not None and self.options.searching and not self._within_drop(candidate):
                 high = middle
             else:
@@ -213,7 +215,15 @@ class Search:
 
     # --- candidates ---
 
-    def _built(self, found: Sequence[Curve], removed: Sequence[int]) -> _Candidate:
+    def _refined(self, found: Sequence[Curve], best: _Candidate) -> _Candidate:
+        """The result of a search, trained at the end: a search with trained candidates would take many times longer."""
+        if not (self.options.searching and self.options.refine):
+            return best
+        trained = self._built(found, best.removed, refine=True)
+        before, after = best.after, trained.after
+        return trained if before is None or after is None or after[0] > before[0] else best
+
+    def _built(self, found: Sequence[Curve], removed: Sequence[int], *, refine: bool) -> _Candidate:
         units = _units(found, removed)
         cut = remove(self.coupling, units)
         candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
@@ -229,6 +239,7 @@ class Search:
                 threads=self.ctx.threads,
                 seed=self.ctx.seed,
                 memory=self.ctx.memory,
+                refine=refine,
                 progress=self.ctx.progress,
             )
             candidate = replace(candidate, repaired=repaired)

@@ -6,7 +6,7 @@
    branches are groups of one unit (dim_residuals.py).
 3. Widths are chosen on the grid of the target's kernels under the budget (dim_plan.py).
 4. Slices are taken out (surgery.py), and the result is proven equal to the original without them (dim_proof.py).
-5. What stays is fitted to the original's outputs, operator by operator (repair.py).
+5. What stays is fitted to the original's outputs, operator by operator (repair.py), then two by two (dim_refine.py).
 
 With `drop` (or no budget at all) the share of multiplications is searched that keeps the drop on held-out samples
 within it.
@@ -41,7 +41,8 @@ class PruneChannels(Pass):
     data, else l2. Steps are chosen by what they save of `price`: work counts channels in the blocks of this machine's
     kernels. Widths are multiples of `grid` (0: of that block) and at least `min_width`. `sensitivity` measures each
     group alone, and with it `branches`: y = x + f(x) may become y = x. `normalized` also takes groups that a LayerNorm
-    averages over. `repair` solves the weights that stay. `dry_run` reports the plan and changes nothing.
+    averages over. `repair` solves the weights that stay, and `refine` trains them after it, two operators at a time,
+    without labels, where 128 samples or more are given. `dry_run` reports the plan and changes nothing.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -60,6 +61,7 @@ class PruneChannels(Pass):
     normalized: bool = False
     branches: bool = True
     repair: bool = True
+    refine: bool = True
     sensitivity: bool = True
     dry_run: bool = False
 

@@ -31,6 +31,7 @@ from onnxcomp.graph import Node, producer
 from onnxcomp.passes.dim_fitting import Task, observe, rows_of, sum_behind, targets
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
+from onnxcomp.passes.dim_refine import Refinement
 from onnxcomp.passes.dim_regression import solve
 from onnxcomp.passes.dim_replay import Replay
 from onnxcomp.passes.dim_sites import sites
@@ -84,11 +85,13 @@ def resolve(
     memory: int = 1 << 30,
     nearest: int | None = None,
     rows: int | None = None,
+    refine: bool = False,
     progress: Callable[[float, str], None] = lambda share, what: None,
 ) -> Repaired:
     """Fit every operator behind a removal, in order, in `cut.model`; of them the first `nearest` ones if it is given.
 
     `rows` is the number of output positions to fit each operator on, by default as many as its unknowns call for.
+    `refine` trains pairs of operators together after that: see dim_refine.py.
 
     Raises DataError if the data do not fit the model.
     """
@@ -106,9 +109,14 @@ def resolve(
         seed=seed,
         keep=cut.keep,
     )
+    refinement = None
+    if refine:
+        refinement = Refinement(cut, tasks, data, replay, threads=threads, memory=memory, seed=seed)
     for number, task in enumerate(tasks):
         progress(number / len(tasks), f"solving the weights of {task.site.node.label}")
         errors[task.site.label] = _fit(cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.key))
+        if refinement is not None:
+            refinement.seen(task)
     return Repaired(errors)
 
 
