@@ -20,7 +20,7 @@ from onnxcomp.passes.dim_account import plan_table, prune_map
 from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid, time_ratio
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
-from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dim_proof import provable, removal_error
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
 from onnxcomp.passes.dim_sensitivity import Sensitivity, affordable
@@ -247,9 +247,8 @@ class Search:
         return replace(candidate, before=before, after=after)
 
     def _proof(self, units: Sequence[int], cut: Cut) -> float | None:
-        """The error of the removal against the masked original; None where normalized groups change statistics."""
-        gone = set(units)
-        if any(g.averaged and gone & set(g.units) for g in self.groups):
+        """The error of the removal against the masked original; None where averages are not known how to mask."""
+        if not provable(self.coupling, units):
             return None
         feeds = [f for f in (self.coupling.probe.feeds, self.coupling.probe.larger) if f is not None]
         error = removal_error(self.coupling, units, cut.model, feeds)

@@ -68,6 +68,7 @@ class Coupling:
     why: Mapping[int, str]
     groups: tuple[Group, ...]
     sums: tuple[tuple[Any, int], ...]
+    averages: tuple[tuple[Any, int], ...]
     unknown: Mapping[str, int]
     failed: tuple[tuple[str, str], ...] = field(default=())
     residuals: tuple[Residual, ...] = field(default=())
@@ -161,9 +162,9 @@ def couple(model: Model, *, sample: Mapping[str, Array] | None = None, seen: Pro
     groups = _groups(atoms, labels, pinned, averaged)
     branches = residuals(model, seen.shapes, seen.varying, len(pinned))
     pinned = np.append(pinned, np.zeros(len(branches), bool))
-    sums = tuple(atoms.sums)
+    sums, averages = tuple(atoms.sums), tuple(atoms.averages)
     return Coupling(
-        model, seen, labels, atoms.offsets, pinned, why, groups, sums, dict(unknown), tuple(failed), branches
+        model, seen, labels, atoms.offsets, pinned, why, groups, sums, averages, dict(unknown), tuple(failed), branches
     )
 
 
