@@ -105,7 +105,8 @@ def piece(model: Model, given: Mapping[str, np.dtype[Any]], wanted: Sequence[str
         source = producer(values[name])
         if source is not None and not isinstance(values[name], Constant):
             source.outputs[source.outputs.index(values[name])] = Variable(copy.fresh(f"{name}_before"))
-            values[name].dtype = dtype
+            # What the model declares is the shape of a sample; more may be given.
+            values[name].info, values[name].shape, values[name].dtype = None, None, dtype
             copy.graph.inputs.append(values[name])
     remove_dead(copy, Context())
     used = {t for node in copy.graph.nodes for t in node.reads()}

@@ -29,6 +29,7 @@ def model_of(text: str, **weights: tuple[int, ...]) -> Model:
     rng = np.random.default_rng(0)
     for name, shape in weights.items():
         values = rng.normal(size=shape) / np.sqrt(max(1, np.prod(shape[1:])))
+        values = {"low": np.zeros(()), "high": np.full((), 2.0)}.get(name, values)
         proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     return plain_form(from_proto(proto))
 
@@ -81,6 +82,11 @@ NETWORKS = {
         "y = Conv (p, w3) }",
         {"w1": (16, 4, 3, 3), "b1": (16,), "w2": (8, 16, 1, 1), "w3": (4, 8, 1, 1)},
     ),
+    "fixed batch": (
+        CONVOLUTIONS.replace("n,", "1,") + " { a = Conv <pads = [1, 1, 1, 1]> (x, w1, b1) r = Clip (a, low, high) "
+        "p = Conv (r, w2) y = Conv (p, w3) }",
+        {"w1": (16, 4, 3, 3), "b1": (16,), "w2": (8, 16, 1, 1), "w3": (4, 8, 1, 1), "low": (), "high": ()},
+    ),
     "MatMul": (
         "net (float[n, 5, 8] x) => (float[n, 5, 4] y) { a = MatMul (x, w1) b = Add (a, b1) "
         "s = Sigmoid (b) r = Mul (b, s) p = MatMul (r, w2) q = Add (p, b2) y = MatMul (q, w3) }",
@@ -103,7 +109,9 @@ def narrowed(name: str) -> tuple[Cut, Dataset, Coupling]:
 def noise(cut: Cut, coupling: Coupling) -> float:
     shape = [100, *coupling.model.graph.inputs[0].shape[1:]]
     x = {"x": np.random.default_rng(2).normal(size=shape).astype(np.float32)}
-    expected, found = open_session(coupling.model).run(x)[0], open_session(cut.model).run(x)[0]
+    batches = open_data(x, open_session(coupling.model).inputs).batches()
+    runs = [[open_session(m).run(b.feeds)[0] for m in (coupling.model, cut.model)] for b in batches]
+    expected, found = (np.concatenate(y) for y in zip(*runs, strict=True))
     return float(np.square(found - expected).mean() / np.square(expected).mean())
 
 
@@ -139,3 +147,23 @@ def test_few_samples_train_nothing() -> None:
     plain, _, _ = narrowed("Conv")
     resolve(plain, few, samples=None, threads=1, seed=0)
     assert cut.model.to_bytes() == plain.model.to_bytes()
+
+
+def test_values_of_a_declared_batch_are_trained_on_in_larger_ones() -> None:
+    """Between two operators that keep their widths the model says that the batch is 1."""
+    text = (
+        "net (float[1, 8, 6, 6] x) => (float[1, 4, 6, 6] y) { a = Conv (x, w0) "
+        "b = Conv (a, w1) r = Relu (b) c = Conv (r, w2) s = Add (a, c) "
+        "d = Conv (s, w3) t = Relu (d) e = Conv (t, w4) u = Add (s, e) y = Conv (u, w5) }"
+    )
+    shapes = {f"w{k}": (16, 16, 1, 1) for k in range(1, 5)}
+    proto = onnx.load_from_string(model_of(text, w0=(16, 8, 1, 1), w5=(4, 16, 1, 1), **shapes).to_bytes())
+    coupling = couple(from_proto(onnx.shape_inference.infer_shapes(proto)))
+    x = {"x": np.random.default_rng(1).normal(size=(200, 8, 6, 6)).astype(np.float32)}
+    data = open_data(x, open_session(coupling.model).inputs)
+    models = []
+    for refine in (False, True):
+        cut = remove(coupling, [coupling.residuals[0].unit])
+        resolve(cut, data, samples=None, threads=1, seed=0, refine=refine)
+        models.append(cut.model.to_bytes())
+    assert models[0] != models[1]
