@@ -19,7 +19,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.sums import ExactSum
 from onnxcomp.linear import Linear
 
-__all__ = ["Gram", "patches", "pick", "rows_of"]
+__all__ = ["Gram", "padding", "patches", "pick", "rows_of"]
 
 Array = npt.NDArray[Any]
 _FEW = 2048  # rows that are worth a product of their own, however short they are
@@ -118,7 +118,7 @@ def patches(view: Linear, x: Array, rows: int, rng: np.random.Generator) -> Arra
     spatial = len(kernel)
     attrs = view.node.attrs
     strides, dilations = attrs.get("strides", [1] * spatial), attrs.get("dilations", [1] * spatial)
-    padded = np.pad(x, [(0, 0), (0, 0), *_padding(view, x.shape[2:], kernel, strides, dilations)])
+    padded = np.pad(x, [(0, 0), (0, 0), *padding(view, x.shape[2:], kernel, strides, dilations)])
     counts = [
         (padded.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(spatial)
     ]
@@ -148,9 +148,10 @@ def pick(total: int, rows: int, rng: np.random.Generator) -> Array:
     return np.sort(rng.choice(total, rows, replace=False)) if total > rows else np.arange(total)
 
 
-def _padding(
+def padding(
     view: Linear, size: tuple[int, ...], kernel: tuple[int, ...], strides: list[int], dilations: list[int]
 ) -> list[tuple[int, int]]:
+    """Zeros before and behind each spatial axis of a Conv's input of extents `size`."""
     auto = view.node.attrs.get("auto_pad", "NOTSET")
     spatial = len(kernel)
     if auto in ("NOTSET", ""):

@@ -68,6 +68,8 @@ class Costs:
         for g, group in enumerate(groups):
             self._group_of[list(group.units)] = g
         self._widths = [group.width for group in groups]
+        branches = {r: int(self._group_of[r.unit]) for r in coupling.residuals}
+        self._branches = {r: g for r, g in branches.items() if g >= 0}
         known = {t.name: dims for t, dims in coupling.probe.shapes.items()}
         counted = count_macs(coupling.model, known=known)
         self._counted = frozenset(node for node, macs in counted.nodes.items() if macs)
@@ -76,7 +78,7 @@ class Costs:
             "macs": [item for _, item in pairs],
             "work": [replace(item, block=block) if _in_blocks(node) else item for node, item in pairs],
             "time": [i for node, us in (times or {}).items() for i in self._timed(node, us, block)],
-            "params": [self._item(t.weight.size, self._all_axes(t)) for t in weights(coupling.model)],
+            "params": [self._item(t.weight.size, self._all_axes(t), t.outputs) for t in weights(coupling.model)],
         }
         self._touching = {
             kind: [[i for i in items if any(g in shares for _, shares in i.axes)] for g in range(len(groups))]
@@ -102,7 +104,7 @@ class Costs:
         found = self._node_items(node, 1.0) if node in self._counted else []
         if not found:
             made = [y for y in node.outputs if y in self._coupling.probe.shapes]
-            return [self._item(microseconds, self._all_axes(made[0]) if made else [])]
+            return [self._item(microseconds, self._all_axes(made[0]) if made else [], [node])]
         whole = sum(item.full for item in found) or 1.0
         return [
             replace(i, full=microseconds * i.full / whole, block=block if _in_blocks(node) else 1) for i in found
@@ -112,19 +114,22 @@ class Costs:
         constants = [t for t in node.inputs if isinstance(t, Constant) and len(t.shape) > 1]
         if node.op in ("LSTM", "GRU", "RNN"):
             total = sum(t.weight.size for t in constants[:2]) or 1
-            return [self._item(macs * t.weight.size / total, self._all_axes(t)) for t in constants[:2]]
+            return [self._item(macs * t.weight.size / total, self._all_axes(t), [node]) for t in constants[:2]]
         if constants:
-            return [self._item(macs, self._all_axes(constants[0]))]
+            return [self._item(macs, self._all_axes(constants[0]), [node])]
         if node.op == "MatMul":
             a, b = node.inputs[:2]
-            return [self._item(macs, [*self._all_axes(a), (b, len(self._coupling.probe.shapes[b]) - 1)])]
-        return [self._item(macs, [])]
+            return [self._item(macs, [*self._all_axes(a), (b, len(self._coupling.probe.shapes[b]) - 1)], [node])]
+        return [self._item(macs, [], [node])]
 
     def _all_axes(self, tensor: Any) -> list[tuple[Any, int]]:
         return [(tensor, k) for k in range(len(self._coupling.probe.shapes[tensor]))]
 
-    def _item(self, full: float, axes: Sequence[tuple[Any, int]]) -> _Item:
-        found = []
+    def _item(self, full: float, axes: Sequence[tuple[Any, int]], nodes: Sequence[Node]) -> _Item:
+        """What `nodes` need: it goes with any branch that has all of them, as if along an axis of extent 1."""
+        found: list[tuple[int, dict[int, float]]] = [
+            (1, {g: 1.0}) for branch, g in self._branches.items() if branch.nodes.issuperset(nodes)
+        ]
         for tensor, axis in axes:
             groups = self._group_of[self._coupling.label(tensor, axis)]
             numbers, counts = np.unique(groups[groups >= 0], return_counts=True)

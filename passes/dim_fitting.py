@@ -24,7 +24,8 @@ __all__ = ["Task", "observe", "rows_of", "sum_behind", "targets"]
 Array = npt.NDArray[Any]
 Keep = Callable[[Any, int], Array]
 _EVERY = 5  # of the batches one in five is kept out of the fit
-_LEAST_ROWS, _MOST_ROWS, _ROWS_PER_ENTRY = 16384, 40000, 25  # output positions that an operator is fitted on
+_LEAST_ROWS, _MOST_ROWS, _ROWS_PER_ENTRY = 40000, 120000, 100  # output positions that an operator is fitted on
+_MOST_PRODUCTS, _LEAST_PER_ENTRY = 4e11, 6
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,17 @@ def sum_behind(
     return y, None
 
 
-def rows_of(tasks: Sequence[Task], memory: int) -> list[int]:
-    """Output positions for each task: enough for its unknowns, and all targets together within half the memory."""
-    rows = [min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * task.site.length), _MOST_ROWS) for task in tasks]
+def rows_of(tasks: Sequence[Task], memory: int, given: int | None = None) -> list[int]:
+    """Output positions for each task: `given`, or enough for its unknowns; all targets within half the memory."""
+    rows = [given or _wanted_rows(task.site.length) for task in tasks]
     needed = sum(4 * n * task.site.outputs for n, task in zip(rows, tasks, strict=True))
     return [int(n * min(1.0, memory / 2 / max(needed, 1))) for n in rows]
+
+
+def _wanted_rows(length: int) -> int:
+    """Products take rows x length^2 multiplications: of long rows fewer are taken, but several for each unknown."""
+    affordable = max(int(_MOST_PRODUCTS / length**2), _LEAST_PER_ENTRY * length)
+    return min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * length), _MOST_ROWS, affordable)
 
 
 def targets(

@@ -44,8 +44,11 @@ def convolves(group: Group) -> bool:
 def levels(group: Group, grid: int, least: int) -> list[int]:
     """Numbers of units that may go, ascending from 0: what stays is a multiple of `grid` channels, at least `least`.
 
-    Matrix products take any width equally well: groups without a convolution have a finer grid, at most 64 levels.
+    A residual branch goes or stays. Matrix products take any width equally well: groups without a convolution have a
+    finer grid, at most 64 levels.
     """
+    if not group.axes:
+        return [0, 1]
     size = channels_per_unit(group)
     step = grid // math.gcd(grid, size) if convolves(group) else max(1, group.width // _LEVELS)
     lowest = max(1, -(-least // size))

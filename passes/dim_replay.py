@@ -36,6 +36,17 @@ class Replay:
         self._kept: list[dict[str, Array]] | None = None  # None: what is live are the model's inputs
         self.batches = sum(1 for _ in data.batches(samples))
 
+    @property
+    def position(self) -> int:
+        """The number of the node before which values are kept; values that nobody reads from there on are past."""
+        return self._start
+
+    def correct(self, name: str, batches: Sequence[Array]) -> None:
+        """Take over a value, for each batch, that changed because weights before `position` did."""
+        for kept, value in zip(self._kept or (), batches, strict=False):
+            if name in kept:
+                kept[name] = value
+
     def before(self, node: Node, names: Sequence[str]) -> Iterator[Mapping[str, Array]]:
         """The named values (computed before `node`) for each batch, with the weights as they are now."""
         stop = self._model.graph.nodes.index(node)
@@ -94,7 +105,8 @@ def piece(model: Model, given: Mapping[str, np.dtype[Any]], wanted: Sequence[str
         source = producer(values[name])
         if source is not None and not isinstance(values[name], Constant):
             source.outputs[source.outputs.index(values[name])] = Variable(copy.fresh(f"{name}_before"))
-            values[name].dtype = dtype
+            # What the model declares is the shape of a sample; more may be given.
+            values[name].info, values[name].shape, values[name].dtype = None, None, dtype
             copy.graph.inputs.append(values[name])
     remove_dead(copy, Context())
     used = {t for node in copy.graph.nodes for t in node.reads()}

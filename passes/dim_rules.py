@@ -14,7 +14,7 @@ import numpy as np
 from onnxcomp.graph import Constant, Node
 from onnxcomp.passes.dim_atoms import SPATIAL, Atoms, rule
 
-__all__ = ["whole_groups"]
+__all__ = ["ELEMENTWISE", "whole_groups"]
 
 _ELEMENTWISE = """
     Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
@@ -23,6 +23,7 @@ _ELEMENTWISE = """
     Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where
     Xor
 """
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 _MICROSOFT_ELEMENTWISE = ("BiasAdd", "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "BiasDropout")
 
 

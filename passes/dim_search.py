@@ -13,15 +13,17 @@ import numpy.typing as npt
 from onnxcomp.calibration.split import hold_out
 from onnxcomp.errors import VerificationError
 from onnxcomp.graph import Model
+from onnxcomp.macs import count_macs
 from onnxcomp.manager import Context
 from onnxcomp.node_times import node_times
 from onnxcomp.passes.dim_account import plan_table, prune_map
 from onnxcomp.passes.dim_costs import Costs
 from onnxcomp.passes.dim_grid import measured_grid, time_ratio
 from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
-from onnxcomp.passes.dim_proof import removal_error
+from onnxcomp.passes.dim_proof import provable, removal_error
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
+from onnxcomp.passes.dim_sensitivity import Sensitivity, affordable
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
@@ -37,10 +39,9 @@ __all__ = ["Search"]
 Array = npt.NDArray[Any]
 _PROVEN = 1e-3  # largest difference, relative to the largest output value, that rounding may explain
 _FASTER = 0.98  # share of the time below which a model counts as faster
-_PROBES = (0.25, 0.5, 0.75)  # shares of a group that go when it is measured alone
 _PROFILED = 30  # runs that times of nodes are the median of
 _TRIALS = 6  # measurements for a latency
-_SHARES = tuple(s / 100 for s in range(95, 15, -5))  # work that stays, tried for a drop
+_SHARES = tuple(s / 100 for s in range(98, 14, -2))  # work that stays, tried for a drop
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,12 @@ class Search:
                 ctx.refuse(group.name, "a normalization averages over it; normalized=true prunes it all the same")
         parts: tuple[Any, Any] = (None, None) if ctx.data is None else hold_out(ctx.data)
         self.fit, held = parts
-        self.judges = Judges(coupling.model, held, threads=ctx.threads)
+        self._measuring = options.sensitivity and options.ratio is None and self.fit is not None
+        if self._measuring and options.repair and options.branches:
+            self.groups += coupling.branches  # what a branch is worth can only be measured
+        macs = count_macs(coupling.model, known={t.name: dims for t, dims in coupling.probe.shapes.items()}).total
+        self._samples = affordable(macs, len(self.groups))
+        self.judges = Judges(coupling.model, held, threads=ctx.threads, probed=self._samples)
 
     def run(self, model: Model) -> dict[str, Any]:
         found = self._curves()
@@ -82,6 +88,7 @@ class Search:
             best = None
         if best is None or not self.ctx.allow(f"{sum(best.removed)} units of {len(self.groups)} groups"):
             return {**self._account(found, [0] * len(found), None), "reason": "no removal fits the budget and the grid"}
+        best = self._refined(found, best)
         model.become(best.cut.model)
         return {**self._account(found, best.removed, best), "time": time}
 
@@ -100,7 +107,8 @@ class Search:
         while low < high:
             middle = (low + high) // 2
             removed = self._planned(found, shares[middle])
-            candidate = self._built(found, removed) if any(removed) else None
+            refine = self.options.refine and not self.options.searching
+            candidate = self._built(found, removed, refine=refine) if any(removed) else None
             if candidate is not None and self.options.searching and not self._within_drop(candidate):
                 high = middle
             else:
@@ -193,33 +201,29 @@ class Search:
         method: Method = "l2" if self.fit is None else "obs"
         if self.options.importance != "auto":
             method = self.options.importance
-        found = curves(self.coupling, self.groups, method, self.sites, self.grams)
-        if not self.options.sensitivity or self.options.ratio is not None or self.judges.probing is None:
+        channels = [g for g in self.groups if g.axes]
+        found = curves(self.coupling, channels, method, self.sites, self.grams)
+        if not self._measuring or self.judges.probing is None or self.fit is None:
             return found
-        scaled = []
-        for number, curve in enumerate(found):
-            self.ctx.progress(number / len(found), f"sensitivity of {curve.group.name}")
-            scaled.append(self._measured(curve))
-        return scaled
-
-    def _measured(self, curve: Curve) -> Curve:
-        """The curve scaled, at some widths and in between, to the noise that the removal alone puts on the outputs."""
-        choices = levels(curve.group, self.grid, self.options.min_width)[1:]
-        if not choices or self.judges.probing is None:
-            return curve
-        counts = sorted({min(choices, key=lambda n: abs(n - share * curve.group.width)) for share in _PROBES})
-        factors = []
-        for count in counts:
-            cut = remove(self.coupling, curve.order[:count])
-            compensate(cut, self.sites, self.grams)
-            noise = 10 ** (-self.judges.probing.score(cut.model)[0] / 10)
-            factors.append(min(noise, 1e6) / max(float(curve.errors[count]), 1e-12))
-        scale = np.interp(np.arange(curve.group.width + 1), counts, factors)
-        return replace(curve, errors=np.maximum.accumulate(curve.errors * scale))
+        ctx = self.ctx
+        sensitivity = Sensitivity(
+            self.coupling, self.sites, self.grams, self.fit, self.judges.probing, samples=self._samples,
+            threads=ctx.threads, memory=ctx.memory, seed=ctx.seed, repaired=self.options.repair,
+        )  # fmt: skip
+        found += [Curve(g, g.units, np.array([0.0, 1.0]), "ablation") for g in self.groups if not g.axes]
+        return sensitivity.measure(found, self.grid, self.options.min_width, ctx.progress)
 
     # --- candidates ---
 
-    def _built(self, found: Sequence[Curve], removed: Sequence[int]) -> _Candidate:
+    def _refined(self, found: Sequence[Curve], best: _Candidate) -> _Candidate:
+        """The result of a search, trained at the end: a search with trained candidates would take many times longer."""
+        if not (self.options.searching and self.options.refine):
+            return best
+        trained = self._built(found, best.removed, refine=True)
+        before, after = best.after, trained.after
+        return trained if before is None or after is None or after[0] > before[0] else best
+
+    def _built(self, found: Sequence[Curve], removed: Sequence[int], *, refine: bool) -> _Candidate:
         units = _units(found, removed)
         cut = remove(self.coupling, units)
         candidate = _Candidate(cut, removed, self._proof(units, cut), Repaired())
@@ -235,6 +239,7 @@ class Search:
                 threads=self.ctx.threads,
                 seed=self.ctx.seed,
                 memory=self.ctx.memory,
+                refine=refine,
                 progress=self.ctx.progress,
             )
             candidate = replace(candidate, repaired=repaired)
@@ -242,9 +247,8 @@ class Search:
         return replace(candidate, before=before, after=after)
 
     def _proof(self, units: Sequence[int], cut: Cut) -> float | None:
-        """The error of the removal against the masked original; None where normalized groups change statistics."""
-        gone = set(units)
-        if any(g.averaged and gone & set(g.units) for g in self.groups):
+        """The error of the removal against the masked original; None where averages are not known how to mask."""
+        if not provable(self.coupling, units):
             return None
         feeds = [f for f in (self.coupling.probe.feeds, self.coupling.probe.larger) if f is not None]
         error = removal_error(self.coupling, units, cut.model, feeds)
@@ -269,6 +273,7 @@ class Search:
             return details
         details["zero_slice_error"] = best.proof
         details["prune_map"] = prune_map(best.cut)
+        details["removed_branches"] = [residual.name for residual in best.cut.residuals]
         for key, score in (("before_repair", best.before), ("after_repair", best.after)):
             if score is not None:
                 details[key] = {"sqnr_db": round(score[0], 2), "drop": score[1], "expected_drop": score[2]}

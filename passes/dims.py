@@ -6,6 +6,7 @@
 
 A unit is a component of the equality relation of dim_atoms.py without a pinned atom; units that lie in the same axes of
 the same weights are a group: what people call the width of a layer, the heads of an attention, the units of an LSTM.
+Residual branches (dim_residuals.py) are units as well, with labels of their own behind those of the components.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from onnxcomp.passes import dim_layout_rules, dim_norm_rules, dim_rules, dim_seq
 from onnxcomp.passes.dim_atoms import RULES, Atoms, UnknownDims
 from onnxcomp.passes.dim_probe import Probe, probe
 from onnxcomp.passes.dim_reshape import decide
+from onnxcomp.passes.dim_residuals import Residual, residuals
 
 __all__ = ["Coupling", "Group", "couple"]
 
@@ -40,7 +42,8 @@ _RULE_MODULES = (
 class Group:
     """Units of one kind. `units` are component labels; `axes` says how often one unit lies in an axis of a weight.
 
-    `averaged`: a normalization averages over the axis, so removal changes the other slices as well.
+    A residual branch is a group of one unit that lies in no axis. `averaged`: a normalization averages over the axis,
+    so removal changes the other slices as well.
     """
 
     name: str
@@ -65,8 +68,15 @@ class Coupling:
     why: Mapping[int, str]
     groups: tuple[Group, ...]
     sums: tuple[tuple[Any, int], ...]
+    averages: tuple[tuple[Any, int], ...]
     unknown: Mapping[str, int]
     failed: tuple[tuple[str, str], ...] = field(default=())
+    residuals: tuple[Residual, ...] = field(default=())
+
+    @property
+    def branches(self) -> tuple[Group, ...]:
+        """Each residual branch as a group."""
+        return tuple(Group(r.name, (r.unit,), {}, False) for r in self.residuals)
 
     def label(self, tensor: Any, axis: int) -> Array:
         """The component of each slice of an axis; a tensor that no rule touched has no removable slices."""
@@ -150,8 +160,11 @@ def couple(model: Model, *, sample: Mapping[str, Array] | None = None, seen: Pro
     for tensor, axis in atoms.averages:
         averaged[labels[atoms.at(tensor, axis)]] = True
     groups = _groups(atoms, labels, pinned, averaged)
+    branches = residuals(model, seen.shapes, seen.varying, len(pinned))
+    pinned = np.append(pinned, np.zeros(len(branches), bool))
+    sums, averages = tuple(atoms.sums), tuple(atoms.averages)
     return Coupling(
-        model, seen, labels, atoms.offsets, pinned, why, groups, tuple(atoms.sums), dict(unknown), tuple(failed)
+        model, seen, labels, atoms.offsets, pinned, why, groups, sums, averages, dict(unknown), tuple(failed), branches
     )
 
 

@@ -8,6 +8,8 @@ Methods, for a unit c with rows Q of the weight W [K, O] of each operator that r
     obs        structured optimal brain surgeon: tr(W_Q^T ([H^-1]_QQ)^-1 W_Q), what is lost after the weights that stay
                have been solved anew; H^-1 and W are updated after each step (Frantar et al. 2022, Meng et al. 2024)
 
+A residual branch has one unit; what its ablation costs is measured (dim_sensitivity.py).
+
 Errors are relative to the power of the operator's output, added up over the operators that read the group; for
 l1, l2 and bn they are shares of the group's total.
 """
@@ -29,7 +31,7 @@ from onnxcomp.passes.dims import Coupling, Group
 __all__ = ["Curve", "Method", "curves"]
 
 Array = npt.NDArray[Any]
-Method = Literal["l1", "l2", "bn", "energy", "obs"]
+Method = Literal["l1", "l2", "bn", "energy", "obs", "ablation"]
 _DAMPING = 1e-3  # of the mean diagonal
 _STEPS = 32  # updates of the inverse per group
 

@@ -143,14 +143,15 @@ class Judges:
     `whole` for candidates. Both are None if there are no such data.
     """
 
-    def __init__(self, reference: Model, data: Dataset | None, *, threads: int) -> None:
+    def __init__(self, reference: Model, data: Dataset | None, *, threads: int, probed: int = _PROBED) -> None:
         self._reference = reference
         self._data = data
         self._threads = threads
+        self._probed = probed
 
     @cached_property
     def probing(self) -> Judge | None:
-        return self._judge(_PROBED)
+        return self._judge(self._probed)
 
     @cached_property
     def whole(self) -> Judge | None:

@@ -2,10 +2,11 @@
 
 1. Dimensions are coupled by index (dims.py): channels, heads and units that can be removed, with all that must follow.
 2. One run over the calibration data gives second moments; every group gets an order and a curve of predicted errors
-   (importance.py), scaled to what removal from it alone does to the model's outputs (`sensitivity`).
+   (importance.py), scaled to what removal from it alone does to the model's outputs (dim_sensitivity.py). Residual
+   branches are groups of one unit (dim_residuals.py).
 3. Widths are chosen on the grid of the target's kernels under the budget (dim_plan.py).
 4. Slices are taken out (surgery.py), and the result is proven equal to the original without them (dim_proof.py).
-5. What stays is fitted to the original's outputs, operator by operator (repair.py).
+5. What stays is fitted to the original's outputs, operator by operator (repair.py), then two by two (dim_refine.py).
 
 With `drop` (or no budget at all) the share of multiplications is searched that keeps the drop on held-out samples
 within it.
@@ -20,7 +21,7 @@ from typing import Any, ClassVar, Literal
 from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.dead import remove_dead
+from onnxcomp.passes.cleanup import Cleanup
 from onnxcomp.passes.dim_atoms import SPATIAL
 from onnxcomp.passes.dim_probe import plain_form
 from onnxcomp.passes.dim_recurrent import expose_states
@@ -32,16 +33,16 @@ __all__ = ["PruneChannels"]
 
 @dataclass(frozen=True)
 class PruneChannels(Pass):
-    """Remove channels, attention heads and recurrent units.
+    """Remove channels, attention heads, recurrent units and whole residual branches.
 
     One budget: `ratio` (share of each group that goes, at most), `macs` or `params` (share that stays), `latency`
     (share of the time of one run that stays: planned by dynamic programming on the measured time of each node, then
-    measured), `drop` (quality that may be lost; by default
-    the pipeline's). `importance` auto is obs with calibration data, else l2. Steps are chosen by what they save of
-    `price`: work counts channels in the blocks of this machine's kernels. Widths are multiples of `grid` (0: of that
-    block) and at least `min_width`. `normalized` also takes groups that a LayerNorm averages over. `repair` solves the
-    weights that stay, `sensitivity` measures each group alone. `dry_run` reports the plan
-    and changes nothing.
+    measured), `drop` (quality that may be lost; by default the pipeline's). `importance` auto is obs with calibration
+    data, else l2. Steps are chosen by what they save of `price`: work counts channels in the blocks of this machine's
+    kernels. Widths are multiples of `grid` (0: of that block) and at least `min_width`. `sensitivity` measures each
+    group alone, and with it `branches`: y = x + f(x) may become y = x. `normalized` also takes groups that a LayerNorm
+    averages over. `repair` solves the weights that stay, and `refine` trains them after it, two operators at a time,
+    without labels, where 128 samples or more are given. `dry_run` reports the plan and changes nothing.
     """
 
     name: ClassVar[str] = "prune-channels"
@@ -58,7 +59,9 @@ class PruneChannels(Pass):
     grid: int = 8
     min_width: int = 8
     normalized: bool = False
+    branches: bool = True
     repair: bool = True
+    refine: bool = True
     sensitivity: bool = True
     dry_run: bool = False
 
@@ -94,5 +97,5 @@ class PruneChannels(Pass):
                 ctx.refuse(f"{weight.name}, axis {axis}", reason)
         details = Search(coupling, self, ctx).run(model)
         if not self.dry_run:
-            remove_dead(model, Context())  # the weights that smaller ones replaced
+            Cleanup().run(model, Context())  # weights that smaller ones replaced, sums that lost a branch
         return details

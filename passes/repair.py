@@ -27,10 +27,11 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram
-from onnxcomp.graph import Node
+from onnxcomp.graph import Node, producer
 from onnxcomp.passes.dim_fitting import Task, observe, rows_of, sum_behind, targets
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
+from onnxcomp.passes.dim_refine import Refinement
 from onnxcomp.passes.dim_regression import solve
 from onnxcomp.passes.dim_replay import Replay
 from onnxcomp.passes.dim_sites import sites
@@ -43,6 +44,7 @@ __all__ = ["Repaired", "compensate", "resolve"]
 Array = npt.NDArray[Any]
 _DAMPING = 1e-3
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of the mean diagonal
+_LONG = 1024  # a system of this size is solved for every second ridge only
 _MAX_LENGTH = 4608
 
 
@@ -82,16 +84,22 @@ def resolve(
     threads: int,
     seed: int,
     memory: int = 1 << 30,
+    nearest: int | None = None,
+    rows: int | None = None,
+    refine: bool = False,
     progress: Callable[[float, str], None] = lambda share, what: None,
 ) -> Repaired:
-    """Fit every operator behind a removal, in order, in `cut.model`.
+    """Fit every operator behind a removal, in order, in `cut.model`; of them the first `nearest` ones if it is given.
+
+    `rows` is the number of output positions to fit each operator on, by default as many as its unknowns call for.
+    `refine` trains pairs of operators together after that: see dim_refine.py.
 
     Raises DataError if the data do not fit the model.
     """
-    tasks = list(_tasks(cut))
+    tasks = list(_tasks(cut))[:nearest]
     errors: dict[str, tuple[float, float]] = {}
     replay = Replay(cut.model, data, samples=samples, threads=threads, memory=memory)
-    per_batch = [-(-rows // max(replay.batches, 1)) for rows in rows_of(tasks, memory)]
+    per_batch = [-(-count // max(replay.batches, 1)) for count in rows_of(tasks, memory, rows)]
     wanted = targets(
         cut.coupling.model,
         tasks,
@@ -102,9 +110,14 @@ def resolve(
         seed=seed,
         keep=cut.keep,
     )
+    refinement = None
+    if refine:
+        refinement = Refinement(cut, tasks, data, replay, threads=threads, memory=memory, seed=seed)
     for number, task in enumerate(tasks):
         progress(number / len(tasks), f"solving the weights of {task.site.node.label}")
         errors[task.site.label] = _fit(cut, task, replay, per_batch[number], seed + number, wanted.pop(task.site.key))
+        if refinement is not None:
+            refinement.seen(task)
     return Repaired(errors)
 
 
@@ -114,17 +127,20 @@ def _tasks(cut: Cut) -> Iterator[Task]:
     outputs = cut.coupling.model.outputs()
     reached = _reached(cut)
     found: list[Reader] = [*sites(cut.coupling.model), *recurrent_sites(cut.coupling.model)]
+    gone = {node for residual in cut.residuals for node in residual.nodes}
+    bypassed = {residual.total for residual in cut.residuals}
     for site in sorted(found, key=lambda s: s.number):
-        if not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
+        if site.node in gone or not any(t in reached for t in site.node.inputs) or len(site.weight.outputs) > 1:
             continue
         if site.length > _MAX_LENGTH or 8 * site.groups * site.length**2 > 1 << 30:
             continue
-        yield Task(site, twins[site.node], *sum_behind(site, place, outputs, cut.coupling.probe.shapes))
+        total, shortcut = sum_behind(site, place, outputs, cut.coupling.probe.shapes)
+        yield Task(site, twins[site.node], total, None if producer(total) in bypassed else shortcut)
 
 
 def _reached(cut: Cut) -> set[Any]:
     """Values whose elements a removal changes: what lost slices, and all that is computed from it."""
-    found: set[Any] = set()
+    found = {residual.total.outputs[0] for residual in cut.residuals}
     for node in cut.coupling.model.graph.nodes:
         inside = any(t in found for t in node.reads())
         for tensor in (*node.inputs, *node.outputs):
@@ -165,7 +181,7 @@ def _fit(cut: Cut, task: Task, replay: Replay, rows: int, seed: int, wanted: Seq
     found = before
     exact, mixed, _ = fit.moments(centered=centered)
     chosen = None
-    for ridge in _RIDGES:
+    for ridge in _RIDGES if site.length <= _LONG else _RIDGES[1::2]:
         weight = _solved(exact, mixed, start, support, ridge)
         if (now := error(weight)) < found:
             best, found, chosen = weight, now, ridge

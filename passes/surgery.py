@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
+from onnxcomp.graph import Constant, Graph, Model, Node, Variable, producer, sort
+from onnxcomp.passes.dim_residuals import Residual
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.provenance import Origin, note
 
@@ -50,6 +51,11 @@ class Cut:
     def keep(self, tensor: Any, axis: int) -> Array:
         return self.coupling.keep(tensor, axis, self.removed)
 
+    @property
+    def residuals(self) -> list[Residual]:
+        """The residual branches that go."""
+        return [r for r in self.coupling.residuals if self.removed[r.unit]]
+
     def extent(self, tensor: Any, axis: int) -> int:
         """Extent of an axis after the removal."""
         return len(self.keep(tensor, axis))
@@ -76,7 +82,10 @@ class Cut:
 
 
 def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
-    """A copy of the coupled model without these units; the result's `model` is sorted and complete."""
+    """A copy of the coupled model without these units; the result's `model` is sorted and complete.
+
+    Nodes of removed branches stay in it, dead, so that the result's nodes are those of the original.
+    """
     import onnxcomp.passes.dim_shape_repairs  # noqa: F401  (registers its repairs)
 
     cut = Cut(coupling, units)
@@ -89,7 +98,12 @@ def remove(coupling: Coupling, units: Iterable[int]) -> Cut:
         return touched[id(tensor)]
 
     narrowed: dict[str, Origin] = {}
-    for tensor, twin in twins(coupling.model, cut.model).items():
+    all_twins = twins(coupling.model, cut.model)
+    for residual in cut.residuals:
+        total = producer(all_twins[residual.total.outputs[0]])
+        assert total is not None  # a copy has the same nodes
+        total.op, total.inputs = "Identity", [all_twins[residual.stays]]
+    for tensor, twin in all_twins.items():
         if not loses(tensor):
             continue
         if isinstance(tensor, Constant):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnxcomp.passes.dim_probe import plain_form
-from onnxcomp.passes.dim_proof import masked, removal_error
+from onnxcomp.passes.dim_proof import masked, provable, removal_error
 from onnxcomp.passes.dims import Coupling, couple
 from onnxcomp.passes.surgery import remove
 from onnxcomp.runtime import open_session
@@ -128,9 +128,9 @@ def some_units(coupling: Coupling, seed: int) -> list[int]:
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
     for group in coupling.groups:
-        if not group.averaged and group.width > 1:
-            count = int(rng.integers(1, group.width))
-            chosen.extend(rng.choice(group.units, count, replace=False).tolist())
+        count = int(rng.integers(1, max(group.width, 2)))
+        units = rng.choice(group.units, count, replace=False).tolist() if group.width > 1 else []
+        chosen.extend(units if provable(coupling, units) else [])
     while empty := coupling.emptied(coupling.mask(chosen)):
         chosen.remove(next(unit for unit in chosen if unit in empty))
     return chosen

@@ -5,8 +5,8 @@
     python tests/benchmarks/pruning.py budget [--zoo FOLDER] [--only NAME] [--drop 0.01]
 
 `coverage` removes 30 % of every group of networks with random weights and prints the share of weight elements in
-reach, the largest difference from the original with those slices set to zero (groups that a normalization averages over
-left out), parameters that stay when they are taken too, and seconds of the analysis. `--peers` is a Python with
+reach, the largest difference from the original with those slices set to zero (and averages taken over what stays),
+parameters that stay, and seconds of the analysis. `--peers` is a Python with
 onnxsim, whose pruning at the same setting stands beside it: parameters that stay, and whether ONNX Runtime runs the
 result on two samples.
 
@@ -87,9 +87,9 @@ def ours(proto: Any) -> str:
     found = couple(plain_form(model))
     seconds = time.perf_counter() - begin
     feeds = [f for f in (found.probe.feeds, found.probe.larger) if f is not None]
-    exact = [u for g in found.groups if not g.averaged for u in g.units[: int(0.3 * g.width)]]
-    error = removal_error(found, exact, remove(found, exact).model, feeds)
-    cut = remove(found, [u for g in found.groups for u in g.units[: int(0.3 * g.width)]])
+    units = [u for g in found.groups for u in g.units[: int(0.3 * g.width)]]
+    cut = remove(found, units)
+    error = removal_error(found, units, cut.model, feeds)
     session = open_session(cut.model)
     runs = all(session.run(feed) for feed in feeds) and len(feeds) == 2
     stays = elements(cut.model) / elements(found.model)
