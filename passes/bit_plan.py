@@ -22,7 +22,7 @@ from onnxcomp.passes.share_storage import Key
 
 __all__ = ["Form", "Option", "Plan", "largest_within", "plans", "total"]
 
-Form = Literal["tensor", "channels", "codes"]
+Form = Literal["tensor", "channels", "codes", "plain"]  # plain: as it is
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,23 @@ class Option:
 
 
 Plan = Mapping[Key, Option]
+_PRICES = 256  # that are tried
+_STEP = 0.98  # of the size of a plan: the most that the next one has
 
 
-def plans(options: Mapping[Key, Sequence[Option]], factors: Mapping[Key, float], steps: int = 48) -> list[Plan]:
-    """Different plans in order of size, the largest first."""
+def plans(options: Mapping[Key, Sequence[Option]], factors: Mapping[Key, float]) -> list[Plan]:
+    """Different plans in order of size, the largest first, each at least 2 % smaller than the one before."""
     slopes = [s for key, row in options.items() for s in _slopes(row, factors[key])]
     if not slopes:
         return [{key: _cheapest(row, factors[key], 0.0) for key, row in options.items()}]
     low, high = np.log(min(slopes)) - 0.1, np.log(max(slopes)) + 0.1
     found: list[Plan] = []
-    for price in np.exp(np.linspace(low, high, steps)):
-        plan = {key: _cheapest(row, factors[key], float(price)) for key, row in options.items()}
-        if not found or plan != found[-1]:
-            found.append(plan)
-    return found
+    last: Plan = {}
+    for price in np.exp(np.linspace(low, high, _PRICES)):
+        last = {key: _cheapest(row, factors[key], float(price)) for key, row in options.items()}
+        if not found or total(last) < _STEP * total(found[-1]):
+            found.append(last)
+    return found if total(found[-1]) <= total(last) else [*found, last]
 
 
 def largest_within(found: Sequence[Plan], size: float) -> Plan:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from onnxcomp.passes.kmeans import kmeans, midpoints, nearest_level
 from onnxcomp.passes.rounding import Snap, round_to_grid
 
-__all__ = ["Problem", "Shared", "channel_scales", "fit", "plain", "shrunk"]
+__all__ = ["Problem", "Shared", "channel_scales", "fit", "nearest", "shrunk"]
 
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
@@ -104,7 +104,7 @@ def channel_scales(problem: Problem) -> Array:
     return np.asarray(scales.astype(np.float32), np.float64)  # as they are stored
 
 
-def plain(problem: Problem, scales: Array, count: int) -> Shared:
+def nearest(problem: Problem, scales: Array, count: int) -> Shared:
     """Weighted k-means, and each weight to the nearest of at most `count` entries."""
     levels = _codebook(problem, scales, count)
     return _shared(problem, scales, levels, _nearest(problem, scales, levels))
@@ -112,7 +112,7 @@ def plain(problem: Problem, scales: Array, count: int) -> Shared:
 
 def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shared:
     """The best found in `rounds` turns of indices and centroids."""
-    best = plain(problem, scales, count)
+    best = nearest(problem, scales, count)
     if problem.moment is None:
         return best
     levels = best.levels

@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.gram import Gram
+from onnxcomp.errors import DataError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bit_plan import Form, Option, Plan
-from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, plain, shrunk
+from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, nearest, shrunk
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.share_bias import set_bias, takes_bias
@@ -73,16 +74,25 @@ class SharingSearch:
         self.plain, self.storage = plain_form(model)
         self.scopes = list(model.graph.scopes())
         found = find_weights(self.plain, only, skip)
-        self.weights = {w.key: w for w in found if ctx.allow(f"{w.name} shares values")}
+        self.weights = {w.key: w for w in found if ctx.allow(w.what)}
         self.grams: dict[Key, Gram] = {}
         if data is not None and second_order and self.weights:
             self.grams = moments(
                 self.plain, list(self.weights.values()), data,
                 threads=ctx.threads, memory=ctx.memory, seed=ctx.seed, progress=ctx.progress,
             )  # fmt: skip
-        self.judge = None if held is None else Judge(self.plain, held, samples=_JUDGED, threads=ctx.threads)
+        self.judge = self._judge(held)
         self.biased = {key: takes_bias(model, self.scopes[key[0]], w.site) for key, w in self.weights.items()}
         self._fitted: dict[tuple[Key, Form, int], Shared] = {}
+
+    def _judge(self, held: Dataset | None) -> Judge | None:
+        if held is None or not self.weights:
+            return None
+        try:
+            return Judge(self.plain, held, samples=_JUDGED, threads=self.ctx.threads)
+        except DataError:  # a stream of unknown length with too few batches to hold one out
+            assert self.data is not None
+            return Judge(self.plain, self.data, samples=_JUDGED, threads=self.ctx.threads)
 
     # --- problems and options ---
 
@@ -122,22 +132,26 @@ class SharingSearch:
             return ["channels"] if wanted == "channels" else ["tensor", "channels"]
         return ["tensor"]
 
-    def options(self, weight: Weight, wanted: str, bits: range) -> list[Option]:
-        """Every way to store the weight, with its estimated error."""
+    def options(self, weight: Weight, wanted: str, bits: range, *, plain: bool) -> list[Option]:
+        """Every way to store the weight, with its estimated error; `plain`: to leave it as it is, too."""
         found = []
         for form in self.forms(weight, wanted):
             problem = self.problem(weight, form)
             scales = self.scales(weight, form, problem)
             gain = 1.0
             if problem.moment is not None:
-                probe = plain(problem, scales, 1 << _PROBE).error
+                probe = nearest(problem, scales, 1 << _PROBE).error
                 gain = self.fitted(weight, form, _PROBE).error / max(probe, 1e-30)
             power = max(problem.power, 1e-30)
-            measured = {b: plain(problem, scales, 1 << b).error for b in {min(b, _MEASURED) for b in bits}}
+            measured = {b: nearest(problem, scales, 1 << b).error for b in {min(b, _MEASURED) for b in bits}}
             for b in bits:
                 error = gain * measured[min(b, _MEASURED)] / power / 4.0 ** max(b - _MEASURED, 0)
                 found.append(Option(form, b, self.size(weight, form, b), error))
-        return found
+        return [*found, self._as_it_is(weight)] if plain else found
+
+    def _as_it_is(self, weight: Weight) -> Option:
+        width = 1 if weight.key in self.storage else weight.constant.dtype.itemsize
+        return Option("plain", 8 * width, float(width * weight.constant.weight.size), 0.0)
 
     def size(self, weight: Weight, form: Form, bits: int) -> float:
         """Estimated bytes in the file: codes, a codebook of 2^bits entries, and float32 scales."""
@@ -178,6 +192,8 @@ class SharingSearch:
         shared = {}
         for number, (key, option) in enumerate(plan.items()):
             self.ctx.progress(number / len(plan), "codebooks")
+            if option.form == "plain":
+                continue
             shared[key] = self.fitted(self.weights[key], option.form, option.bits)
         return self.judged(self._candidate(shared))
 
@@ -219,7 +235,7 @@ class SharingSearch:
         if self.data is None or not self.second_order:
             return start
         work = self.build(start)
-        todo = tasks(work, [w for w in find_weights(work) if w.key in plan], self.ctx.memory)
+        todo = tasks(work, [w for w in find_weights(work) if w.key in start.shared], self.ctx.memory)
         biases = dict(start.biases)
 
         def share(key: Key, problem: Problem) -> Shared:

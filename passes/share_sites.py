@@ -105,6 +105,11 @@ class Weight:
         return self.key[1].removesuffix("_plain")
 
     @property
+    def what(self) -> str:
+        """What a pass asks leave for."""
+        return f"{self.name} shares values"
+
+    @property
     def layout(self) -> Layout:
         return self.readers[0].layout
 

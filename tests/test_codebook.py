@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxcomp.passes.codebook import Problem, channel_scales, fit, plain, shrunk
+from onnxcomp.passes.codebook import Problem, channel_scales, fit, nearest, shrunk
 from onnxcomp.passes.rounding import round_to_grid
 
 
@@ -33,7 +33,7 @@ def ones(p: Problem) -> np.ndarray:
 def test_second_order_assignment_beats_nearest_k_means_by_far() -> None:
     p = problem()
 
-    assert fit(p, ones(p), 8).error < 0.3 * plain(p, ones(p), 8).error
+    assert fit(p, ones(p), 8).error < 0.3 * nearest(p, ones(p), 8).error
 
 
 def test_the_error_of_the_result_is_that_of_its_values() -> None:
@@ -74,7 +74,7 @@ def test_zeros_stay_and_count_as_an_entry() -> None:
 
     assert not found.values[~free].any()
     assert len(np.unique(found.values)) <= 4
-    assert found.error < plain(p, ones(p), 4).error
+    assert found.error < nearest(p, ones(p), 4).error
 
 
 def test_a_codebook_of_whole_numbers_holds_such_in_range() -> None:
