@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
+from onnxcomp.trials import Trials
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -143,8 +145,21 @@ class Job:
         )
 
     def _stands(self, model: Model) -> bool:
-        """Whether a lossy candidate stands the check on the data. The unusual inputs come when the pass is done."""
-        return self._verify(model, effect="lossy", samples=_VERIFY_LIMIT, edges=False).verdict != "failed"
+        """What a search asks about its candidates."""
+        return self._trials.stands(model)
+
+    @functools.cached_property
+    def _trials(self) -> Trials:
+        assert self.samples.verification is not None
+        return Trials(
+            self.original,
+            self.samples.verification,
+            max_drop=self.options.max_drop,
+            metric=self.metric,
+            samples=_VERIFY_LIMIT,
+            exclude=self.samples.calibration_hashes,
+            threads=self.options.threads,
+        )
 
     def _checked(self, step: Step, done: Done, repair: Repair) -> tuple[Done, Verification | None]:
         """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
@@ -159,9 +174,7 @@ class Job:
         drop = found.quality.drop if found.quality is not None else None
         return replace(done, record=replace(done.record, drop=drop)), found
 
-    def _verify(
-        self, model: Model, *, effect: Effect, samples: int, original: Any = None, edges: bool = True
-    ) -> Verification:
+    def _verify(self, model: Model, *, effect: Effect, samples: int, original: Any = None) -> Verification:
         return verify(
             self.original if original is None else original,
             model,
@@ -171,7 +184,6 @@ class Job:
             metric=self.metric if effect == "lossy" else None,
             samples=samples,
             exclude=self.samples.calibration_hashes,
-            edges=edges,
             threads=self.options.threads,
             seed=self.options.seed,
             progress=self.progress,

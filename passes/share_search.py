@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from onnxcomp.passes.codebook import Problem, Shared, channel_scales, fit, neare
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.share_bias import set_bias, takes_bias
-from onnxcomp.passes.share_refit import Task, refit, tasks
+from onnxcomp.passes.share_refit import Targets, Task, find_targets, refit, tasks
 from onnxcomp.passes.share_sites import Weight, find_weights, moments
 from onnxcomp.passes.share_storage import Key, by_key, plain_form
 
@@ -38,6 +39,7 @@ _PROBE = 3  # bits at which gain and sensitivity are measured
 _MEASURED = 5  # bits from which on an error falls to a quarter with each
 _INT8 = 127
 _JUDGED = 256  # held-out samples that candidates are judged on
+_ENOUGH = 1 << 21  # numbers to compare
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,12 @@ class SharingSearch:
     def _judge(self, held: Dataset | None) -> Judge | None:
         if held is None or not self.weights:
             return None
+        threads = self.ctx.threads
         try:
-            return Judge(self.plain, held, samples=_JUDGED, threads=self.ctx.threads)
+            return Judge(self.plain, held, samples=_JUDGED, threads=threads, enough=_ENOUGH)
         except DataError:  # a stream of unknown length with too few batches to hold one out
             assert self.data is not None
-            return Judge(self.plain, self.data, samples=_JUDGED, threads=self.ctx.threads)
+            return Judge(self.plain, self.data, samples=_JUDGED, threads=threads, enough=_ENOUGH)
 
     # --- problems and options ---
 
@@ -230,6 +233,14 @@ class SharingSearch:
         score, drop, expected = self.judge.assess(self.build(candidate))
         return replace(candidate, score=score, drop=max(drop, expected))
 
+    @cached_property
+    def _targets(self) -> dict[Key, Targets]:
+        assert self.data is not None
+        todo = tasks(self.plain, list(self.weights.values()), self.ctx.memory)
+        return find_targets(
+            self.plain, todo, self.data, threads=self.ctx.threads, memory=self.ctx.memory, seed=self.ctx.seed
+        )
+
     def refitted(self, start: Candidate, plan: Plan) -> Candidate:
         """The candidate with its operators fitted in sequence, if that brings the outputs closer."""
         if self.data is None or not self.second_order:
@@ -250,9 +261,9 @@ class SharingSearch:
                 biases[weight.key] = bias
 
         found = refit(
-            self.plain, work, todo, share, write,
+            work, todo, self._targets, share, write,
             {key: w.rows for key, w in self.weights.items()}, self.biased, self.data,
-            threads=self.ctx.threads, memory=self.ctx.memory, seed=self.ctx.seed, progress=self.ctx.progress,
+            threads=self.ctx.threads, memory=self.ctx.memory, progress=self.ctx.progress,
         )  # fmt: skip
         steps = {"separate_db": start.score}
         tried = self.judged(Candidate({**start.shared, **found}, biases))

@@ -225,6 +225,16 @@ def test_weights_of_branches_are_shared() -> None:
     assert max(len(np.unique(v)) for v in matrices(result).values()) <= 8
 
 
+def test_a_weight_that_is_not_finite_is_left_alone() -> None:
+    broken = w(16, 16, 3, 3)
+    broken[0, 0, 0, 0] = np.inf
+
+    result, record, _ = shared(residual(w2=broken), None, "share-weights:bits=2:form=tensor")
+
+    assert record.details["shared"] == 2
+    assert np.array_equal(matrices(result)["w2"], broken)
+
+
 @pytest.mark.parametrize(("options", "left"), [("only=w2", {"w1", "w3"}), ("skip=w2", {"w2"})])
 def test_names_choose_the_weights(options: str, left: set[str]) -> None:
     model = residual()
