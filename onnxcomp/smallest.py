@@ -1,9 +1,8 @@
 """`--goal size`: which way to store the weights gives the smallest file within the budget.
 
-The ways that compete all end in `pack`: shared values; shared values after a part of the weights went (a bitmap costs
-a bit, but what is left needs fewer), of which more goes as long as files get smaller; and int8 codes, where the others
-gain no more than these would. A size that was asked for comes first: the plan of that size with the least error, so
-that what the budget leaves goes into quality.
+The ways that compete all end in `pack`: shared values, with zeros where that needs fewer bytes; and int8 codes, where
+shared values gain no more than these would. A size that was asked for comes first: the plan of that size with the least
+error, so that what the budget leaves goes into quality.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["shrink"]
 
-_WAYS = ("share-weights", *(f"prune-weights:ratio={r},share-weights" for r in (0.5, 0.7, 0.85)))
+_WAYS = ("share-weights:zeros=true",)
 _LAST = "quantize:mode=weights"
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
 _LEAST = 0.1  # of the budget that has to be left for values to be shared
@@ -43,17 +42,16 @@ class _Contest:
     best: _Found | None = None
     lost: list[str] = field(default_factory=list)
 
-    def enter(self, way: str) -> bool:
-        """Whether a way gives the smallest file so far."""
+    def enter(self, way: str) -> None:
+        """Try a way; it stays if it gives the smallest file so far."""
         found = _tried(self.job, way)
         self.job.restore(self.start)
         if found is None or (self.best is not None and found.size >= self.best.size):
             self.lost.append(way)
-            return False
+            return
         if self.best is not None:
             self.lost.append(self.best.way)
         self.best = found
-        return True
 
     @property
     def reached(self) -> bool:
@@ -65,8 +63,8 @@ def shrink(job: Job) -> None:
     """Let the ways compete on the job's model, which has only lossless passes behind it; the smallest one stays."""
     contest = _Contest(job, job.state())
     for way in _ways(job):
-        won = contest.enter(way)
-        if contest.reached or (not won and "prune-weights" in way):  # with still more zeros it would lose as well
+        contest.enter(way)
+        if contest.reached:
             break
     if contest.best is None or contest.best.size > _coded_bytes(job.model):
         contest.enter(_LAST)
@@ -81,7 +79,7 @@ def shrink(job: Job) -> None:
 
 def _ways(job: Job) -> Iterator[str]:
     if _asked(job):
-        yield f"share-weights:size={_target(job)}"
+        yield f"share-weights:zeros=true:size={_target(job)}"
     yield from _WAYS
 
 

@@ -8,13 +8,14 @@ The codebook starts as the exact k-means of w / s (kmeans.py), each weight count
   form in c. Its minimum solves A c = b with A = sum s_o^2 Z_o^T H Z_o, b = sum s_o Z_o^T H w_o, Z_o the indicator of
   the indices. Conjugate gradients need products with A only, each of which is one product with H.
 
-Pruned weights stay pruned: with `free` given, zero is an entry of the codebook, and where `free` is false it is taken.
+Zeros (sparse_update.py) come first, and what is left is solved for them. Pruned weights stay pruned: with `free` given,
+zero is an entry of the codebook, and where `free` is false it is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,15 @@ import numpy.typing as npt
 
 from onnxcomp.passes.kmeans import kmeans, midpoints, nearest_level
 from onnxcomp.passes.rounding import Snap, round_to_grid
+from onnxcomp.passes.sparse_patterns import Pattern
+from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
-__all__ = ["Problem", "Shared", "channel_scales", "fit", "nearest", "shrunk"]
+__all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest", "shrunk", "support", "thinned"]
 
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
+_MOST_WORK = 2e9  # multiplications of a step of admm, 100 ms
+_SAMPLED = 1 << 13  # weights from which an error is estimated
 _TOLERANCE = 1e-20  # of the squared right-hand side
 
 
@@ -35,13 +40,15 @@ class Problem:
     """What is to be approximated: `rows` float64 [groups, outputs, K] and `moment` [groups, K, K].
 
     Without a moment all weights count alike. `free` (bool, shape of the rows) is false where zeros are to stay.
-    `whole` is the largest entry of a codebook of whole numbers, None for one of any numbers.
+    `whole` is the largest entry of a codebook of whole numbers, None for one of any numbers. `lost` is noise power that
+    the rows have already.
     """
 
     rows: Array
     moment: Array | None = None
     free: Array | None = None
     whole: int | None = None
+    lost: float = 0.0
 
     @property
     def importance(self) -> Array:
@@ -54,7 +61,7 @@ class Problem:
     def error(self, values: Array) -> float:
         """Noise power at the output if the rows were `values`."""
         change = values - self.rows
-        return float(np.einsum("gok,gok->", self.through(change), change))
+        return self.lost + float(np.einsum("gok,gok->", self.through(change), change))
 
     @property
     def power(self) -> float:
@@ -95,13 +102,61 @@ def channel_scales(problem: Problem) -> Array:
     For a codebook of whole numbers the largest weight becomes the largest entry.
     """
     importance = problem.importance
-    mass = (importance * (problem.rows != 0)).sum(axis=2, keepdims=True)
-    power = (np.square(problem.rows) * importance).sum(axis=2, keepdims=True)
+    rows = problem.rows if problem.free is None else np.where(problem.free, problem.rows, 0.0)
+    mass = (importance * (rows != 0)).sum(axis=2, keepdims=True)
+    power = (np.square(rows) * importance).sum(axis=2, keepdims=True)
     scales = np.sqrt(np.where(power > 0, power / np.where(mass > 0, mass, 1.0), 1.0))
     if problem.whole is not None:
         peak = float(np.abs(problem.rows / scales).max())
         scales = scales * (peak / problem.whole if peak > 0 else 1.0)
     return np.asarray(scales.astype(np.float32), np.float64)  # as they are stored
+
+
+def support(problem: Problem, zeros: float) -> Array:
+    """Which weights stay (bool, shape of the rows) where a share of `zeros` is wanted."""
+    weight = problem.rows.transpose(0, 2, 1)
+    method: Method = "magnitude"
+    if problem.moment is None:
+        form = Form.of_itself(np.eye(weight.shape[1])[None], weight)
+    else:
+        form = Form.of_itself(problem.moment, weight)
+        method = "admm" if _work(form) <= _MOST_WORK else "wanda"
+    stays = select(form, method, Pattern(), 1, zeros).transpose(0, 2, 1)
+    return stays if problem.free is None else stays & problem.free
+
+
+def thinned(problem: Problem, stays: Array) -> Problem:
+    """The problem where only some weights stay: `rows` are solved for them, on their support.
+
+    For solved rows r and any row q with these zeros the error is that of r and (q - r) H (q - r)^T, as r is the
+    projection on what is left; the first part is `lost` before a codebook is chosen.
+    """
+    rows = problem.rows * stays
+    if problem.moment is not None:
+        form = Form.of_itself(problem.moment, problem.rows.transpose(0, 2, 1))
+        rows = np.ascontiguousarray(solve_on(form, stays.transpose(0, 2, 1), rounds=ROUGH).transpose(0, 2, 1))
+    return replace(problem, rows=rows, free=stays, lost=problem.error(rows))
+
+
+def _work(form: Form) -> int:
+    """Multiplications of a step of admm."""
+    return int(form.moment.size * form.start.shape[2])
+
+
+def estimated(problem: Problem, scales: Array, count: int) -> float:
+    """About the error of `nearest`, without what is lost before, if inputs did not correlate: from a sample."""
+    targets, weights = problem.rows / scales, problem.importance * np.square(scales)
+    if problem.free is not None:
+        targets, weights, count = targets[problem.free], weights[problem.free], count - 1
+    targets, weights = targets.reshape(-1), weights.reshape(-1)
+    size = targets.size
+    if size > _SAMPLED:
+        chosen = np.random.default_rng(0).integers(0, size, _SAMPLED)
+        targets, weights = targets[chosen], weights[chosen]
+    if not targets.size:
+        return 0.0
+    levels = np.unique(_rounded(problem, kmeans(targets, weights, count)))
+    return float((weights * np.square(targets - _snap(levels)(targets))).mean()) * size
 
 
 def nearest(problem: Problem, scales: Array, count: int) -> Shared:

@@ -27,7 +27,8 @@ from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
 from onnxcomp.passes.duplicates import merge_initializers
 from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_budget import smallest
-from onnxcomp.passes.share_search import Candidate, SharingSearch, row_scales
+from onnxcomp.passes.share_problems import row_scales
+from onnxcomp.passes.share_search import Candidate, SharingSearch
 from onnxcomp.passes.share_storage import Key, by_key, store_codes
 from onnxcomp.passes.weight_only import rebuild
 from onnxcomp.serde import stored_bytes
@@ -48,7 +49,8 @@ class ShareWeights(Pass):
     One budget: `bits` (the same for every weight), `size` (of the file: bytes, or a ratio such as 8x, as estimated for
     indices of so many bits), `drop` (quality that may be lost; by default the pipeline's). `form` is one codebook per
     tensor, int8 codes with a scale per output channel ("channels"), or whichever has the smaller error at equal bytes.
-    `assignment` nearest is plain k-means. `refit` fits operators in sequence. `only` and `skip` are patterns of names
+    `assignment` nearest is plain k-means. `refit` fits operators in sequence. With `zeros` a share of a weight's
+    entries may become zero, so that the others get more values for the bytes. `only` and `skip` are patterns of names
     of weights or nodes, such as "*fc*".
     """
 
@@ -64,6 +66,7 @@ class ShareWeights(Pass):
     form: Literal["auto", "tensor", "channels"] = "auto"
     assignment: Literal["second-order", "nearest"] = "second-order"
     refit: bool = True
+    zeros: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
@@ -104,10 +107,8 @@ class ShareWeights(Pass):
         if not search.weights:
             return {"shared": 0, "tied": tied}
         before = stored_bytes(model)
-        options = {
-            key: search.options(w, self.form, self._widths, plain=self.bits is None)
-            for key, w in search.weights.items()
-        }
+        free = self.bits is None
+        options = search.options(self.form, self._widths, zeros=self.zeros and free, plain=free)
         plan, best = self._choose(search, options, before, ctx)
         if best is None:
             ctx.withdraw(mark)
@@ -183,9 +184,10 @@ def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> 
     codes = {}
     for key, shared in best.shared.items():
         weight = search.weights[key]
-        if plan[key].form == "codes":
+        form = plan[key].style.form
+        if form == "codes":
             codes[key] = search.values(key, shared)
-        elif plan[key].form == "channels":
+        elif form == "channels":
             stored = np.ascontiguousarray(weight.layout.back(shared.codes).astype(np.int8))
             wide = np.float64 if weight.constant.dtype == np.float64 else np.float32
             scope, constant = constants[key]
@@ -200,8 +202,9 @@ def _account(search: SharingSearch, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "weight": search.weights[key].name,
-            "form": option.form,
-            "bits": option.bits,
+            "form": option.style.form,
+            "bits": option.style.bits,
+            "zeros": option.style.zeros,
             "bits_per_weight": round(8 * option.size / search.weights[key].constant.weight.size, 2),
             "error": round(option.error, 6),
         }

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from onnxcomp.passes.codebook import Problem, channel_scales, fit, nearest, shrunk
+from onnxcomp.passes.codebook import Problem, channel_scales, estimated, fit, nearest, shrunk, support, thinned
 from onnxcomp.passes.rounding import round_to_grid
 
 
@@ -112,3 +114,45 @@ def test_few_rows_are_shrunk_to_the_diagonal() -> None:
 
     assert np.array_equal(shrunk(moment, 1)[0], np.diag(np.diag(moment[0])))
     assert np.allclose(shrunk(moment, 10**9), moment)
+
+
+def test_what_stays_of_a_thinned_weight_is_what_the_others_cannot_replace() -> None:
+    rows = np.ones((1, 1, 3))
+    twins = np.array([[[1.0, 0.999, 0.0], [0.999, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # inputs 0 and 1 are nearly the same
+
+    problem = Problem(rows, twins)
+    found = thinned(problem, support(problem, 1 / 3))
+
+    assert found.free is not None
+    assert found.free[0, 0, 2]
+    assert found.free.sum() == 2
+    assert found.rows[0, 0].max() == pytest.approx(2.0, rel=0.01)  # one of the twins does the work of both
+    assert found.lost < 0.01
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0.0, 0.99), st.integers(0, 5))
+def test_a_share_of_zeros_is_kept_and_old_zeros_stay(zeros: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((2, 5, 8))
+    free = rng.random(rows.shape) > 0.3
+
+    rows[~free] = 0.0
+
+    problem = Problem(rows, None, free)
+    found = thinned(problem, support(problem, zeros))
+
+    assert found.free is not None
+    assert not found.free[~free].any()
+    assert abs(int(found.free.sum()) - min(free.sum(), round((1 - zeros) * rows.size))) <= 1
+    assert found.lost == pytest.approx(np.square(rows[~found.free]).sum())
+
+
+def test_an_estimate_is_close_to_the_error_of_the_nearest_level() -> None:
+    rng = np.random.default_rng(2)
+    p = Problem(rng.standard_normal((1, 200, 100)), np.eye(100)[None] * rng.random(100))
+    scales = ones(p)
+
+    assert estimated(p, scales, 8) == pytest.approx(nearest(p, scales, 8).error, rel=0.1)
+    sparse = thinned(p, support(p, 0.5))
+    assert sparse.lost + estimated(sparse, scales, 5) == pytest.approx(nearest(sparse, scales, 5).error, rel=0.1)

@@ -20,23 +20,19 @@ from typing import Any
 
 import numpy as np
 import onnx
+import zoo
 
 import onnxcomp
 from onnxcomp.calibration.data import open_data
 from onnxcomp.runtime import open_session
 
-_SHARED = {
-    "resnet20_cifar10": "cifar_nchw",
-    "resnet56_cifar10": "cifar_nchw",
-    "mlperf_pretrainedResnet_large_float": "cifar_nhwc",
-}
 _SAMPLES = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["resnet20_cifar10", "resnet56_cifar10"])
-    parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[3] / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
     print(f"{'model':36s} {'tool':12s} {'agree %':>8s} {'SQNR dB':>8s} {'file':>6s}  speed-up (95 %)")
@@ -45,15 +41,15 @@ def main() -> None:
             compare(name, args.zoo, Path(folder), args.seconds)
 
 
-def compare(name: str, zoo: Path, folder: Path, seconds: float) -> None:
+def compare(name: str, folder_of_zoo: Path, folder: Path, seconds: float) -> None:
     """Print one line per tool."""
-    model, feeds = zoo / "models" / f"{name}.onnx", zoo / "feeds" / _SHARED.get(name, name)
-    calib, evaluation = f"{feeds}.calib.npz", f"{feeds}.eval.npz"
+    model = folder_of_zoo / "models" / f"{name}.onnx"
+    calib, evaluation = (str(zoo.feeds(folder_of_zoo / "feeds", name, part)) for part in ("calib", "eval"))
     made = {"onnxcomp": folder / "onnxcomp.onnx"}
     onnxcomp.optimize(model, made["onnxcomp"], calib=calib, eval=evaluation, samples=_SAMPLES, bench_seconds=1.0)
     for method in ("MinMax", "Percentile"):
         with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-            made[f"ORT {method}"] = _runtime_quantizer(model, calib, folder, method)
+            made[f"ORT {method}"] = runtime_quantizer(model, calib, folder, method)
     tools = [t for t, path in made.items() if path.exists()]
     timed = onnxcomp.benchmark(model, *(made[t] for t in tools), data=evaluation, seconds=seconds)
     for tool, row in zip(tools, timed.models[1:], strict=True):
@@ -70,7 +66,8 @@ def compare(name: str, zoo: Path, folder: Path, seconds: float) -> None:
         print(f"{name:36s} {tool:12s} {agree:>8s} {sqnr:8.1f} {ratio:6.3f}  {interval}", flush=True)
 
 
-def _runtime_quantizer(model: Path, calib: str, folder: Path, method: str) -> Path:
+def runtime_quantizer(model: Path, calib: str, folder: Path, method: str) -> Path:
+    """The file that ONNX Runtime's quantizer makes of a model with a method of calibration. Raises what it raises."""
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
