@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.passes.kmeans import kmeans, midpoints, nearest_level
-from onnxcomp.passes.rounding import Snap, round_to_grid
+from onnxcomp.passes.rounding import Snap, round_groups, round_to_grid
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
@@ -209,11 +209,10 @@ def _nearest(problem: Problem, scales: Array, levels: Array) -> Array:
 
 def _compensated(problem: Problem, scales: Array, levels: Array) -> Array:
     assert problem.moment is not None
-    codes = np.empty(problem.rows.shape)
-    for g, moment in enumerate(problem.moment):
-        free = None if problem.free is None else problem.free[g]
-        codes[g] = round_to_grid(problem.rows[g], scales[g], moment, _snap(levels), free, coarse=True)
-    return codes
+    if len(problem.rows) > 1:
+        return round_groups(problem.rows, scales, problem.moment, _snap(levels), problem.free)
+    free = None if problem.free is None else problem.free[0]
+    return round_to_grid(problem.rows[0], scales[0], problem.moment[0], _snap(levels), free, coarse=True)[None]
 
 
 def _shared(problem: Problem, scales: Array, levels: Array, codes: Array) -> Shared:

@@ -74,7 +74,7 @@ class Problems:
         return self._fit(weight, style, self.styled(weight, style, problem))
 
     def _fit(self, weight: Weight, style: Style, asked: Problem) -> Shared:
-        return fit(asked, self._scales(weight, style.form, asked), style.levels, rounds=_rounds(asked, style.bits))
+        return fit(asked, self._scales(weight, style.form, asked), style.levels, rounds=_rounds(style.bits))
 
     def fitted(self, weight: Weight, style: Style) -> Shared:
         """The weight's own best codebook."""
@@ -167,10 +167,8 @@ class Problems:
         return float(codes + style.levels * entry + 4 * scales)
 
 
-def _rounds(problem: Problem, bits: int) -> int:
-    """Turns of indices and centroids: many small groups take long, and fine codebooks hardly change."""
-    if len(problem.rows) > 64:
-        return 1
+def _rounds(bits: int) -> int:
+    """Turns of indices and centroids: fine codebooks hardly change."""
     return 3 if bits <= 4 else 1
 
 
