@@ -25,6 +25,7 @@ from onnxcomp.rollback import Done, Repair, Step, kept_whole, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
+from onnxcomp.short_names import shortened
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
 from onnxcomp.trials import Trials
@@ -272,10 +273,14 @@ class Job:
         return found
 
     def save(self, target: Path) -> io.Saved:
-        """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`."""
+        """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`.
+
+        Where size is the goal inner names are short in the file; those of the report are the original's.
+        """
         self.progress(0.0, "writing")
+        short = self.options.goal == "size" and self.options.passes is None
         return io.save(
-            self.model,
+            shortened(self.model) if short else self.model,
             target,
             overwrite=self.options.force,
             external_data=self.options.external_data,

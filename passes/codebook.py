@@ -31,7 +31,7 @@ __all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest",
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
 _MOST_WORK = 2e9  # multiplications of a step of admm, 100 ms
-_SAMPLED = 1 << 13  # weights from which an error is estimated
+_SAMPLED = 1 << 12  # weights from which an error is estimated
 _TOLERANCE = 1e-20  # of the squared right-hand side
 
 
