@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["shrink"]
 
-_WAYS = ("share-weights:zeros=true",)
+_SHARED = "share-weights:zeros=true:half-vectors=true"
+_WAYS = (_SHARED,)
 _LAST = "quantize:mode=weights"
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
 _LEAST = 0.1  # of the budget that has to be left for values to be shared
@@ -79,7 +80,7 @@ def shrink(job: Job) -> None:
 
 def _ways(job: Job) -> Iterator[str]:
     if _asked(job):
-        yield f"share-weights:zeros=true:size={_target(job)}"
+        yield f"{_SHARED}:size={_target(job)}"
     yield from _WAYS
 
 

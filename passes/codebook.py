@@ -97,7 +97,7 @@ def shrunk(moment: Array, rows: int) -> Array:
 
 
 def channel_scales(problem: Problem) -> Array:
-    """Scales [groups, outputs, 1] that give all rows the same power, 1 for rows of zeros.
+    """Scales [groups, outputs, 1] that give all rows the same power, 1 for rows of zeros or next to that.
 
     For a codebook of whole numbers the largest weight becomes the largest entry.
     """
@@ -109,7 +109,8 @@ def channel_scales(problem: Problem) -> Array:
     if problem.whole is not None:
         peak = float(np.abs(problem.rows / scales).max())
         scales = scales * (peak / problem.whole if peak > 0 else 1.0)
-    return np.asarray(scales.astype(np.float32), np.float64)  # as they are stored
+    stored = np.asarray(scales.astype(np.float32), np.float64)
+    return np.where(stored >= np.finfo(np.float32).tiny, stored, 1.0)
 
 
 def support(problem: Problem, zeros: float) -> Array:

@@ -22,7 +22,7 @@ from onnxcomp.passes.share_search import Candidate, SharingSearch
 
 __all__ = ["smallest", "turning_point"]
 
-_TRUST = 3.0  # of what the judge allows may be lost on its samples where the check has the last word
+_TRUST = 6.0  # of what the judge allows may be lost on its samples where the check has the last word
 _MOST = 7  # candidates that are fitted in sequence, besides the first
 
 

@@ -25,6 +25,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
 from onnxcomp.passes.duplicates import merge_initializers
+from onnxcomp.passes.half_vectors import halve_vectors
 from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_budget import smallest
 from onnxcomp.passes.share_problems import row_scales
@@ -50,7 +51,8 @@ class ShareWeights(Pass):
     indices of so many bits), `drop` (quality that may be lost; by default the pipeline's). `form` is one codebook per
     tensor, int8 codes with a scale per output channel ("channels"), or whichever has the smaller error at equal bytes.
     `assignment` nearest is plain k-means. `refit` fits operators in sequence. With `zeros` a share of a weight's
-    entries may become zero, so that the others get more values for the bytes. `only` and `skip` are patterns of names
+    entries may become zero, so that the others get more values for the bytes; with `half_vectors` biases and scales
+    are stored in half precision. `only` and `skip` are patterns of names
     of weights or nodes, such as "*fc*".
     """
 
@@ -67,6 +69,7 @@ class ShareWeights(Pass):
     assignment: Literal["second-order", "nearest"] = "second-order"
     refit: bool = True
     zeros: bool = False
+    half_vectors: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
@@ -117,9 +120,11 @@ class ShareWeights(Pass):
             ctx.take_back(search.weights[key].what)
         rows = _account(search, plan)
         _write(model, search, plan, best)
+        halved = halve_vectors(model, ctx.allow) if self.half_vectors else 0
         weights = sum(w.constant.weight.nbytes for w in search.weights.values())
         return {
             "shared": len(best.shared),
+            **({"half vectors": halved} if halved else {}),
             "tied": tied,
             "bits_per_weight": round(8 * total(plan) / sum(w.constant.weight.size for w in search.weights.values()), 2),
             "estimated_bytes": int(before - _stored_now(search) + total(plan)),

@@ -156,3 +156,14 @@ def test_an_estimate_is_close_to_the_error_of_the_nearest_level() -> None:
     assert estimated(p, scales, 8) == pytest.approx(nearest(p, scales, 8).error, rel=0.1)
     sparse = thinned(p, support(p, 0.5))
     assert sparse.lost + estimated(sparse, scales, 5) == pytest.approx(nearest(sparse, scales, 5).error, rel=0.1)
+
+
+@pytest.mark.parametrize("whole", [None, 127])
+def test_rows_next_to_zero_have_scales_to_divide_by(whole: int | None) -> None:
+    p = problem(groups=2, length=9, whole=whole)
+    p.rows[0, 0], p.rows[1, 1] = 1e-60, 0.0
+
+    scales = channel_scales(p)
+
+    assert scales.min() >= np.finfo(np.float32).tiny
+    assert np.isfinite(fit(p, scales, 8).error)
