@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.errors import OnnxcompError
 from onnxcomp.graph import Constant, Model
 from onnxcomp.manager import Pass, Pipeline
 from onnxcomp.serde import stored_bytes
@@ -45,7 +46,7 @@ class _Contest:
 
     def enter(self, way: str) -> None:
         """Try a way; it stays if it gives the smallest file so far."""
-        found = _tried(self.job, way)
+        found = self._tried(way)
         self.job.restore(self.start)
         if found is None or (self.best is not None and found.size >= self.best.size):
             self.lost.append(way)
@@ -53,6 +54,16 @@ class _Contest:
         if self.best is not None:
             self.lost.append(self.best.way)
         self.best = found
+
+    def _tried(self, way: str) -> _Found | None:
+        """What a way comes to. A defect in one leaves the others, and is told."""
+        try:
+            return _tried(self.job, way)
+        except OnnxcompError as error:
+            if type(error) is not OnnxcompError:
+                raise
+            self.job.notes.append(f"{error}; this is a bug in onnxcomp, please report it")
+            return None
 
     @property
     def reached(self) -> bool:

@@ -83,6 +83,17 @@ def test_int8_codes_compete_only_where_they_could_win(
     assert competes == ("quantize" in {r.name for r in report.passes} or any("quantize" in n for n in report.notes))
 
 
+def test_a_defect_in_one_way_is_told_and_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: ShareWeights, model: Any, ctx: Any) -> None:
+        raise IndexError("index 0 is out of bounds")
+
+    monkeypatch.setattr(ShareWeights, "run", broken)
+    report = small(tmp_path)
+    assert "quantize" in kept(report)
+    assert report.original["file_bytes"] > 3 * report.optimized["file_bytes"]
+    assert any("index 0 is out of bounds" in note and "report" in note for note in report.notes)
+
+
 def test_a_size_that_was_asked_for_is_reached(tmp_path: Path) -> None:
     report = small(tmp_path, size="5x", max_drop=0.05)
     assert not report.unmet
