@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
+from onnxcomp.blame import Clock
 from onnxcomp.graph import Model
 from onnxcomp.passes.bit_plan import Plan
 from onnxcomp.passes.share_search import Candidate, SharingSearch
@@ -23,6 +24,7 @@ from onnxcomp.passes.share_search import Candidate, SharingSearch
 __all__ = ["smallest", "turning_point"]
 
 _TRUST = 6.0  # of what the judge allows may be lost on its samples where the check has the last word
+_SECONDS = 120.0  # for these; a model that takes seconds for a sample would be searched for half an hour
 _MOST = 7  # candidates that are fitted in sequence, besides the first
 
 
@@ -43,7 +45,7 @@ def smallest(
             start = _last(ladder.passes, 0, start)
         least = ladder.apart(start).score - gained
         start = _last(lambda place: ladder.apart(place).score >= least, start, len(found))
-    best = turning_point(ladder.good, start, len(found), most=_MOST)
+    best = turning_point(ladder.good, start, len(found), most=_MOST, clock=Clock(_SECONDS))
     return found[best], ladder.fitted(best) if best else None
 
 
@@ -90,17 +92,23 @@ class _Ladder:
         return self._check is None or self._check(self._search.build(candidate))
 
 
-def turning_point(good: Callable[[int], bool], start: int, count: int, *, most: int) -> int:
+def turning_point(
+    good: Callable[[int], bool], start: int, count: int, *, most: int, clock: Clock | None = None
+) -> int:
     """The last of `count` places that is good, sought from `start` with at most `most` questions; 0 is taken as good.
 
-    Where goodness goes up and down, a good place next to a bad one, as far as the questions go.
+    When the time is up, a good place that was found does. Where goodness goes up and down, a good place next to a bad
+    one, as far as the questions go.
     """
     left = most
 
     def ask(place: int) -> bool:
         nonlocal left
         left -= 1
-        return good(place)
+        fine = good(place)
+        if clock is not None and clock.up and (fine or low > 0):
+            left = 0
+        return fine
 
     low, high, step = 0, count, 2  # good, and the first that is known not to be (or the end)
     place = min(max(start, 1), count - 1)

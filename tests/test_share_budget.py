@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onnxcomp.blame import Clock
 from onnxcomp.calibration.data import open_data
 from onnxcomp.graph import Constant, Model
 from onnxcomp.manager import Context
@@ -88,6 +89,20 @@ def test_the_place_is_good_whatever_the_answers_and_the_number_of_questions_are(
 
     assert place == 0 or (answers[place] and place in asked)
     assert len(asked) <= most
+
+
+@pytest.mark.parametrize(("last", "asked"), [(80, [40]), (30, [40, 38, 34, 26])])
+def test_when_the_time_is_up_the_first_good_place_does(last: int, asked: list[int]) -> None:
+    places: list[int] = []
+
+    def good(place: int) -> bool:
+        places.append(place)
+        return place <= last
+
+    found = turning_point(good, 40, 90, most=9, clock=Clock(0.0))
+
+    assert places == asked
+    assert found == asked[-1]
 
 
 def test_the_check_that_counts_decides_where_it_is_stricter_than_the_judge() -> None:
