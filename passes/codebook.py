@@ -30,6 +30,7 @@ __all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest",
 
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
+_LEAST = 1e-9
 _MOST_WORK = 2e9  # multiplications of a step of admm, 100 ms
 _SAMPLED = 1 << 12  # weights from which an error is estimated
 _TOLERANCE = 1e-20  # of the squared right-hand side
@@ -87,13 +88,17 @@ class Shared:
 
 
 def shrunk(moment: Array, rows: int) -> Array:
-    """Second moments (1 - a) H + a diag(H) with a = min(1, 0.3 K / rows).
+    """Second moments (1 - a) H + a diag(H) with a = min(1, 0.3 K / rows), no entry of the diagonal below 1e-9 of the
+    largest: about the mean, constant inputs leave what rounding leaves.
 
     Few rows show correlations that other samples do not have (shrinkage, Ledoit and Wolf 2004); the factor is measured.
     """
     length = moment.shape[-1]
     share = min(1.0, _SHRINKAGE * length / max(rows, 1))
-    return np.asarray(moment * (1 - share + share * np.eye(length)))
+    found = np.asarray(moment * (1 - share + share * np.eye(length)))
+    diagonal = np.einsum("gkk->gk", found)
+    diagonal += np.maximum(_LEAST * diagonal.max(initial=0.0) + 1e-30 - diagonal, 0.0)  # a view: in place
+    return found
 
 
 def channel_scales(problem: Problem) -> Array:
@@ -135,7 +140,8 @@ def thinned(problem: Problem, stays: Array) -> Problem:
     rows = problem.rows * stays
     if problem.moment is not None:
         form = Form.of_itself(problem.moment, problem.rows.transpose(0, 2, 1))
-        rows = np.ascontiguousarray(solve_on(form, stays.transpose(0, 2, 1), rounds=ROUGH).transpose(0, 2, 1))
+        solved = solve_on(form, stays.transpose(0, 2, 1), rounds=ROUGH).transpose(0, 2, 1)
+        rows = np.ascontiguousarray(solved) if np.isfinite(solved).all() else rows
     return replace(problem, rows=rows, free=stays, lost=problem.error(rows))
 
 

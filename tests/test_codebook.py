@@ -167,3 +167,27 @@ def test_rows_next_to_zero_have_scales_to_divide_by(whole: int | None) -> None:
 
     assert scales.min() >= np.finfo(np.float32).tiny
     assert np.isfinite(fit(p, scales, 8).error)
+
+
+def test_moments_that_rounding_left_negative_do_no_harm() -> None:
+    rng = np.random.default_rng(3)
+    moment = correlated(3, 9)
+    moment[1] = -1e-7 * np.eye(9)  # a group whose inputs are constant
+    moment[2, 4, 4] = -1e-3
+    p = Problem(rng.standard_normal((3, 4, 9)), shrunk(moment, 10_000))
+
+    sparse = thinned(p, support(p, 0.5))
+    found = fit(sparse, channel_scales(sparse), 5)
+
+    assert np.isfinite(sparse.rows).all()
+    assert np.isfinite(found.error)
+
+
+def test_the_moment_that_is_shrunk_stays_as_it_is() -> None:
+    moment = correlated(1, 5)
+    moment[0, 0, 0] = 0.0
+    before = moment.copy()
+
+    shrunk(moment, 3)
+
+    assert np.array_equal(moment, before)
