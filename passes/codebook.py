@@ -31,7 +31,7 @@ __all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest",
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
 _LEAST = 1e-9
-_MOST_WORK = 2e9  # multiplications of a step of admm, 100 ms
+_MOST_WORK = 2e9  # multiplications of one of hundreds of steps, 100 ms
 _SAMPLED = 1 << 12  # weights from which an error is estimated
 _TOLERANCE = 1e-20  # of the squared right-hand side
 
@@ -68,6 +68,11 @@ class Problem:
     def power(self) -> float:
         """Power of the output itself."""
         return float(np.einsum("gok,gok->", self.through(self.rows), self.rows))
+
+    @property
+    def work(self) -> int:
+        """Multiplications of a product of all rows with the moments."""
+        return int(self.rows.size * self.rows.shape[2])
 
     def through(self, change: Array) -> Array:
         return change if self.moment is None else np.matmul(change, self.moment)
@@ -126,28 +131,23 @@ def support(problem: Problem, zeros: float) -> Array:
         form = Form.of_itself(np.eye(weight.shape[1])[None], weight)
     else:
         form = Form.of_itself(problem.moment, weight)
-        method = "admm" if _work(form) <= _MOST_WORK else "wanda"
+        method = "admm" if problem.work <= _MOST_WORK else "wanda"
     stays = select(form, method, Pattern(), 1, zeros).transpose(0, 2, 1)
     return stays if problem.free is None else stays & problem.free
 
 
 def thinned(problem: Problem, stays: Array) -> Problem:
-    """The problem where only some weights stay: `rows` are solved for them, on their support.
+    """The problem where only some weights stay: `rows` are solved for them, on their support, unless that takes long.
 
     For solved rows r and any row q with these zeros the error is that of r and (q - r) H (q - r)^T, as r is the
     projection on what is left; the first part is `lost` before a codebook is chosen.
     """
     rows = problem.rows * stays
-    if problem.moment is not None:
+    if problem.moment is not None and problem.work <= _MOST_WORK:
         form = Form.of_itself(problem.moment, problem.rows.transpose(0, 2, 1))
         solved = solve_on(form, stays.transpose(0, 2, 1), rounds=ROUGH).transpose(0, 2, 1)
         rows = np.ascontiguousarray(solved) if np.isfinite(solved).all() else rows
     return replace(problem, rows=rows, free=stays, lost=problem.error(rows))
-
-
-def _work(form: Form) -> int:
-    """Multiplications of a step of admm."""
-    return int(form.moment.size * form.start.shape[2])
 
 
 def estimated(problem: Problem, scales: Array, count: int) -> float:
@@ -173,12 +173,12 @@ def nearest(problem: Problem, scales: Array, count: int) -> Shared:
 
 
 def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shared:
-    """The best found in `rounds` turns of indices and centroids."""
+    """The best found in `rounds` turns of indices and centroids, one for a very large weight."""
     best = nearest(problem, scales, count)
     if problem.moment is None:
         return best
     levels = best.levels
-    for _ in range(rounds):
+    for _ in range(rounds if problem.work <= _MOST_WORK else 1):
         found = _shared(problem, scales, levels, _compensated(problem, scales, levels))
         solved = _solved(problem, found)
         best = min(best, found, solved, key=lambda s: s.error)

@@ -191,3 +191,15 @@ def test_the_moment_that_is_shrunk_stays_as_it_is() -> None:
     shrunk(moment, 3)
 
     assert np.array_equal(moment, before)
+
+
+def test_a_weight_that_is_too_large_to_be_solved_loses_its_smallest_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(length=12)
+    monkeypatch.setattr("onnxcomp.passes.codebook._MOST_WORK", 0)
+
+    sparse = thinned(p, support(p, 0.5))
+
+    assert sparse.free is not None
+    assert sparse.free.mean() == pytest.approx(0.5, abs=0.01)
+    assert np.array_equal(sparse.rows, p.rows * sparse.free)
+    assert np.isfinite(fit(sparse, ones(sparse), 5).error)
