@@ -125,6 +125,15 @@ class _Watch:
         self.given = [n for n in [*names, *self.summaries] if n in inputs]
         self.fetched = [n for n in dict.fromkeys([*names, *self.summaries]) if n not in inputs | self.probes.keys()]
         self.session = expose(model, self.fetched, threads=threads, probes=self.probes)
+        self._learn(batch)
+
+    def _learn(self, batch: Batch) -> None:
+        """Sizes that could not be inferred, from one run of one sample: in groups of one, each would cost a run."""
+        unknown = [name for name in self.fetched if name not in self.density]
+        if len(unknown) > 1 and self.divisible and batch.count > 1:
+            one = cut(batch, 0, 1)
+            for name, value in zip(unknown, self.session.run(one.feeds, unknown), strict=True):
+                self.density[name] = getattr(value, "nbytes", 0) / _bytes(one)
 
     def see(self, batch: Batch) -> None:
         """Run the model on a batch, in parts if need be, and pass on what comes out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +21,14 @@ from onnxcomp.probe import probe
 from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
 from onnxcomp.registry import load_pass
-from onnxcomp.rollback import Done, Step, repaired
+from onnxcomp.rollback import Done, Repair, Step, kept_whole, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
+from onnxcomp.short_names import shortened
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
+from onnxcomp.trials import Trials
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -105,16 +108,16 @@ class Job:
         found = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT if lossy else _QUICK)
         return found.verdict != "failed"
 
-    def run_pass(self, one: Pass, what: str, *, check: bool = True) -> PassRecord:
+    def run_pass(self, one: Pass, what: str, *, check: bool = True, repair: bool = True) -> PassRecord:
         """Run one pass on the model, and take back what does not stand the check: guilty rewrites, or all of it.
 
-        Lossy passes are always checked, others if `check` is set.
+        Lossy passes are always checked, others if `check` is set. Without `repair` all is taken back at once.
         """
         self.progress(0.0, what)
         step = Step(one, self.model, lambda: self._context(what))
         done, verified = step.run(self.model), None
         if done.record.rewrites and self.options.verify and (check or one.effect == "lossy"):
-            done, verified = self._checked(step, done)
+            done, verified = self._checked(step, done, repaired if repair else kept_whole)
         record = done.record
         if record.reverted is not None:
             self.model = step.before()
@@ -138,19 +141,37 @@ class Job:
             seed=self.options.seed,
             memory=self.options.memory,
             max_drop=self.options.max_drop,
+            check=self._stands if self.options.verify and self.samples.verification is not None else None,
             progress=lambda share, text: self.progress(share, f"{what}: {text}"),
         )
 
-    def _checked(self, step: Step, done: Done) -> tuple[Done, Verification | None]:
+    def _stands(self, model: Model) -> bool:
+        """What a search asks about its candidates."""
+        return self._trials.stands(model)
+
+    @functools.cached_property
+    def _trials(self) -> Trials:
+        assert self.samples.verification is not None
+        return Trials(
+            self.original,
+            self.samples.verification,
+            max_drop=self.options.max_drop,
+            metric=self.metric,
+            samples=_VERIFY_LIMIT,
+            exclude=self.samples.calibration_hashes,
+            threads=self.options.threads,
+        )
+
+    def _checked(self, step: Step, done: Done, repair: Repair) -> tuple[Done, Verification | None]:
         """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
 
         A lossless pass is compared with the model that it was given: lossy ones may have come before.
         """
         if step.one.effect != "lossy":
             before = step.before()
-            done, _ = repaired(step, done, lambda m: self._verify(m, effect="float", samples=_QUICK, original=before))
+            done, _ = repair(step, done, lambda m: self._verify(m, effect="float", samples=_QUICK, original=before))
             return done, None
-        done, found = repaired(step, done, lambda m: self._verify(m, effect="lossy", samples=_VERIFY_LIMIT))
+        done, found = repair(step, done, lambda m: self._verify(m, effect="lossy", samples=_VERIFY_LIMIT))
         drop = found.quality.drop if found.quality is not None else None
         return replace(done, record=replace(done.record, drop=drop)), found
 
@@ -252,10 +273,14 @@ class Job:
         return found
 
     def save(self, target: Path) -> io.Saved:
-        """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`."""
+        """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`.
+
+        Where size is the goal inner names are short in the file; those of the report are the original's.
+        """
         self.progress(0.0, "writing")
+        short = self.options.goal == "size" and self.options.passes is None
         return io.save(
-            self.model,
+            shortened(self.model) if short else self.model,
             target,
             overwrite=self.options.force,
             external_data=self.options.external_data,

@@ -64,7 +64,9 @@ class Context:
 
     `data` is the calibration data (None: none was given). `limit` is the number of rewrites after which `allow` says
     no, `deny` are rewrites that it refuses, by their text or by their number (from 1, in the order of asking).
-    `max_drop` is the quality that may be lost in all. `progress` is told a share from 0 to 1 and what is done.
+    `max_drop` is the quality that may be lost in all. `check` says whether a model stands the check that follows a
+    lossy pass, so that a search can ask before it is done; None where nobody knows. `progress` is told a share from 0
+    to 1 and what is done.
     """
 
     data: Any = None
@@ -73,6 +75,7 @@ class Context:
     seed: int = 0
     memory: int = 1 << 30
     max_drop: float = 0.01
+    check: Callable[[Model], bool] | None = None
     limit: int | None = None
     deny: frozenset[str | int] = frozenset()
     progress: Callable[[float, str], None] = lambda share, what: None
@@ -104,6 +107,10 @@ class Context:
     def withdraw(self, mark: int) -> None:
         """Forget what was allowed since `rewrites` had `mark` entries: it was not done after all."""
         del self.rewrites[mark:]
+
+    def take_back(self, what: str) -> None:
+        """Forget one rewrite that was allowed: it was not done after all."""
+        self.rewrites.remove(what)
 
     def refuse(self, where: str, reason: str) -> None:
         """Record that a candidate is left alone, and why."""

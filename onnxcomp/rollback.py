@@ -13,9 +13,12 @@ from onnxcomp.manager import Context, Pass, PassRecord, Refusal, run_pass
 from onnxcomp.serde import export_model, import_model
 from onnxcomp.verdict import Verification
 
-__all__ = ["Done", "Step", "repaired"]
+__all__ = ["Done", "Repair", "Step", "kept_whole", "repaired"]
 
 _SECONDS = 60.0  # for one search; the model before the pass is always there to fall back on
+
+
+Check = Callable[[Model], Verification]
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,18 @@ class Step:
         return Done(changed, record, tuple(ctx.rewrites))
 
 
-def repaired(step: Step, done: Done, check: Callable[[Model], Verification]) -> tuple[Done, Verification]:
+Repair = Callable[[Step, Done, Check], tuple[Done, Verification]]
+
+
+def repaired(step: Step, done: Done, check: Check) -> tuple[Done, Verification]:
     """`done` as it is if it stands the check; else without the fewest rewrites that have to go, named in `dropped`.
 
     Where that does not help, or would be all of them, the record says in `reverted` why all is taken back.
     """
-    found = check(done.model)
-    if found.verdict != "failed":
-        return done, found
-    reason = found.reasons[0] if step.one.effect == "lossy" else f"it changed results: {found.reasons[0]}"
+    whole, found = kept_whole(step, done, check)
+    if whole.record.reverted is None:
+        return whole, found
+    reason = whole.record.reverted
 
     def good(denied: frozenset[str]) -> bool:
         return check(step.run(deny=frozenset(denied)).model).verdict != "failed"
@@ -74,4 +80,13 @@ def repaired(step: Step, done: Done, check: Callable[[Model], Verification]) -> 
         if again.verdict != "failed" and rest.record.rewrites:
             dropped = tuple(Refusal(text, reason) for text in done.rewrites if text in denied)
             return replace(rest, record=replace(rest.record, dropped=tuple(dict.fromkeys(dropped)))), again
+    return whole, found
+
+
+def kept_whole(step: Step, done: Done, check: Check) -> tuple[Done, Verification]:
+    """`done` as it is; the record says in `reverted` why it is to be taken back if it does not stand the check."""
+    found = check(done.model)
+    if found.verdict != "failed":
+        return done, found
+    reason = found.reasons[0] if step.one.effect == "lossy" else f"it changed results: {found.reasons[0]}"
     return replace(done, record=replace(done.record, reverted=reason)), found

@@ -1,9 +1,8 @@
 """`--goal size`: which way to store the weights gives the smallest file within the budget.
 
-The ways that compete all end in `pack`: shared values; shared values after a part of the weights went (a bitmap costs
-a bit, but what is left needs fewer), of which more goes as long as files get smaller; and int8 codes, if the others
-fail, or leave weights as they were. A size that was asked for comes first: the plan of that size with the least error,
-so that what the budget leaves goes into quality.
+The ways that compete all end in `pack`: shared values, with zeros where that needs fewer bytes; and int8 codes, where
+shared values gain no more than these would. A size that was asked for comes first: the plan of that size with the least
+error, so that what the budget leaves goes into quality.
 """
 
 from __future__ import annotations
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.errors import OnnxcompError
+from onnxcomp.graph import Constant, Model
 from onnxcomp.manager import Pass, Pipeline
 from onnxcomp.serde import stored_bytes
 
@@ -20,21 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["shrink"]
 
-_WAYS = ("share-weights", *(f"prune-weights:ratio={r},share-weights" for r in (0.5, 0.7, 0.85)))
+_SHARED = "share-weights:zeros=true:half-vectors=true"
+_WAYS = (_SHARED,)
 _LAST = "quantize:mode=weights"
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
 _LEAST = 0.1  # of the budget that has to be left for values to be shared
-_RETRIES = 1  # with half of the budget, where the samples of the check judge harder
 
 
 @dataclass(frozen=True)
 class _Found:
-    """`whole` if no weight was left as it was because it broke the budget."""
-
     way: str
     state: Any
     size: int
-    whole: bool
 
 
 @dataclass
@@ -46,17 +44,26 @@ class _Contest:
     best: _Found | None = None
     lost: list[str] = field(default_factory=list)
 
-    def enter(self, way: str) -> bool:
-        """Whether a way gives the smallest file so far."""
-        found = _tried(self.job, way)
+    def enter(self, way: str) -> None:
+        """Try a way; it stays if it gives the smallest file so far."""
+        found = self._tried(way)
         self.job.restore(self.start)
         if found is None or (self.best is not None and found.size >= self.best.size):
             self.lost.append(way)
-            return False
+            return
         if self.best is not None:
             self.lost.append(self.best.way)
         self.best = found
-        return True
+
+    def _tried(self, way: str) -> _Found | None:
+        """What a way comes to. A defect in one leaves the others, and is told."""
+        try:
+            return _tried(self.job, way)
+        except OnnxcompError as error:
+            if type(error) is not OnnxcompError:
+                raise
+            self.job.notes.append(f"{error}; this is a bug in onnxcomp, please report it")
+            return None
 
     @property
     def reached(self) -> bool:
@@ -68,10 +75,10 @@ def shrink(job: Job) -> None:
     """Let the ways compete on the job's model, which has only lossless passes behind it; the smallest one stays."""
     contest = _Contest(job, job.state())
     for way in _ways(job):
-        won = contest.enter(way)
-        if contest.reached or (not won and "prune-weights" in way):  # with still more zeros it would lose as well
+        contest.enter(way)
+        if contest.reached:
             break
-    if contest.best is None or not (contest.best.whole or contest.reached):
+    if contest.best is None or contest.best.size > _coded_bytes(job.model):
         contest.enter(_LAST)
     if contest.best is None:
         _run(job, Pipeline.parse("pack").passes)
@@ -84,7 +91,7 @@ def shrink(job: Job) -> None:
 
 def _ways(job: Job) -> Iterator[str]:
     if _asked(job):
-        yield f"share-weights:size={_target(job)}"
+        yield f"{_SHARED}:size={_target(job)}"
     yield from _WAYS
 
 
@@ -96,43 +103,34 @@ def _target(job: Job) -> int:
     return int(_SLACK * stored_bytes(job.source) / (job.options.size or 1.0))
 
 
+def _coded_bytes(model: Model) -> int:
+    """The least that a file comes to whose float weights are int8 codes."""
+    floats = [
+        i
+        for s in model.graph.scopes()
+        for i in s.initializers
+        if isinstance(i, Constant) and i.dtype.kind == "f" and len(i.shape) >= 2
+    ]
+    return stored_bytes(model) - sum(c.weight.nbytes - c.weight.size for c in floats)
+
+
 def _tried(job: Job, way: str) -> _Found | None:
-    """What one way comes to, None if it leaves the budget. The job is left in some state.
-
-    Where sharing breaks the budget, or weights were left out to keep it, half of the budget may do better.
-    """
-    *first, last = Pipeline.parse(way).passes
-    if not _run(job, tuple(first)):
+    """What one way comes to, None if it leaves the budget. The job is left in some state."""
+    if not _run(job, Pipeline.parse(way).passes):
         return None
-    begin, spent = job.state(), max(job.drop or 0.0, 0.0)
-    best: _Found | None = None
-    for attempt in range(_RETRIES + 1 if _by_drop(last) else 1):
-        if _run(job, (last,), 0.5**attempt, spent):
-            whole = not job.records[-1].dropped
-            _run(job, Pipeline.parse("pack").passes)
-            size = stored_bytes(job.model)
-            if best is None or size < best.size:
-                best = _Found(way, job.state(), size, whole)
-            if whole:
-                break
-        job.restore(begin)
-    return best
+    _run(job, Pipeline.parse("pack").passes)
+    return _Found(way, job.state(), stored_bytes(job.model))
 
 
-def _by_drop(one: Pass) -> bool:
-    given = one.options()
-    return one.name == "share-weights" and given["size"] is None and given["bits"] is None
-
-
-def _run(job: Job, passes: tuple[Pass, ...], part: float = 1.0, spent: float = 0.0) -> bool:
-    """Run passes in order; False where one is taken back. `part` of the budget not yet `spent` may go in sharing."""
+def _run(job: Job, passes: tuple[Pass, ...]) -> bool:
+    """Run passes in order; False where one is taken back. What earlier ones left of the budget may go in sharing."""
     for one in passes:
-        if _by_drop(one):
-            left = part * (job.options.max_drop - spent)
+        if one.name == "share-weights" and not any(one.options()[k] for k in ("bits", "size")):
+            left = job.options.max_drop - max(job.drop or 0.0, 0.0)
             if left < _LEAST * job.options.max_drop:
                 return False
             one = one.parse({**one.options(), "drop": left})
-        record = job.run_pass(one, str(one), check=one.effect == "lossy")
+        record = job.run_pass(one, str(one), check=one.effect == "lossy", repair=False)
         if record.reverted is not None or (one.effect == "lossy" and not record.rewrites):
             return False
     return True

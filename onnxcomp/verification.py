@@ -30,7 +30,7 @@ from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Effect", "Verdict", "Verification", "verify"]
+__all__ = ["Effect", "Verdict", "Verification", "choose", "read_proto", "verify"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -74,7 +74,7 @@ def verify(
     if effect not in ("exact", "float", "lossy") or not max_drop >= 0 or (samples is not None and samples < 1):
         raise UsageError(f"cannot verify with effect {effect!r}, max_drop {max_drop!r}, samples {samples!r}")
     original, candidate = _fixed(original), _fixed(candidate)
-    proto = _read(original, "original")
+    proto = read_proto(original, "original")
     reference, optimize = _open_original(original, effect, threads, provider)
     source = f"inputs synthesized from the graph (seed {seed})" if data is None else data.source
     blank = Verification("failed", effect, source, 0, 0, None, {}, {}, ())
@@ -82,7 +82,7 @@ def verify(
     if session is None or changes:
         return replace(blank, reasons=tuple(changes))
     batches = _made_up(reference, proto, seed) if data is None else data.batches(None if exclude else samples)
-    chosen = _choose(batches, frozenset(exclude), samples, reference)
+    chosen = choose(batches, frozenset(exclude), samples, reference)
     first = _some(chosen)
     batches_seen = [batch for batch, _ in first if batch is not None]
     floor, variants = tolerances(proto, provider), _variants(original, optimize, threads, provider)
@@ -121,7 +121,8 @@ def _reporter(progress: Progress | None, data: Dataset | None, samples: int | No
     return report
 
 
-def _read(model: Any, what: str) -> onnx.ModelProto:
+def read_proto(model: Any, what: str) -> onnx.ModelProto:
+    """The structure of a model in any form; ModelError says that the one called `what` cannot be read."""
     import onnx
 
     if isinstance(model, onnx.ModelProto):
@@ -162,7 +163,7 @@ def _open_candidate(
             candidate, provider=reference.provider, threads=reference.threads, optimize=optimize
         )
         sides = (reference.inputs, session.inputs)
-        return session, interface_changes(proto, _read(candidate, "candidate"), sides)
+        return session, interface_changes(proto, read_proto(candidate, "candidate"), sides)
     except ModelError as error:
         return None, [f"the candidate cannot be used: {error}"]
 
@@ -172,7 +173,7 @@ def _made_up(session: Session, proto: onnx.ModelProto, seed: int) -> Iterator[Ba
         yield Batch(feeds, None, 1, f"synthesized input {index}")
 
 
-def _choose(
+def choose(
     batches: Iterable[Batch], exclude: frozenset[str], limit: int | None, session: Session
 ) -> Iterator[tuple[Batch | None, int]]:
     """Batches without the excluded samples, each with how many were left out; None where nothing is left.

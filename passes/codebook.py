@@ -8,25 +8,31 @@ The codebook starts as the exact k-means of w / s (kmeans.py), each weight count
   form in c. Its minimum solves A c = b with A = sum s_o^2 Z_o^T H Z_o, b = sum s_o Z_o^T H w_o, Z_o the indicator of
   the indices. Conjugate gradients need products with A only, each of which is one product with H.
 
-Pruned weights stay pruned: with `free` given, zero is an entry of the codebook, and where `free` is false it is taken.
+Zeros (sparse_update.py) come first, and what is left is solved for them. Pruned weights stay pruned: with `free` given,
+zero is an entry of the codebook, and where `free` is false it is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxcomp.passes.kmeans import kmeans, midpoints, nearest_level
-from onnxcomp.passes.rounding import Snap, round_to_grid
+from onnxcomp.passes.rounding import Snap, round_groups, round_to_grid
+from onnxcomp.passes.sparse_patterns import Pattern
+from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
-__all__ = ["Problem", "Shared", "channel_scales", "fit", "plain", "shrunk"]
+__all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest", "shrunk", "support", "thinned"]
 
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
+_LEAST = 1e-9
+_MOST_WORK = 2e9  # multiplications of one of hundreds of steps, 100 ms
+_SAMPLED = 1 << 12  # weights from which an error is estimated
 _TOLERANCE = 1e-20  # of the squared right-hand side
 
 
@@ -35,13 +41,15 @@ class Problem:
     """What is to be approximated: `rows` float64 [groups, outputs, K] and `moment` [groups, K, K].
 
     Without a moment all weights count alike. `free` (bool, shape of the rows) is false where zeros are to stay.
-    `whole` is the largest entry of a codebook of whole numbers, None for one of any numbers.
+    `whole` is the largest entry of a codebook of whole numbers, None for one of any numbers. `lost` is noise power that
+    the rows have already.
     """
 
     rows: Array
     moment: Array | None = None
     free: Array | None = None
     whole: int | None = None
+    lost: float = 0.0
 
     @property
     def importance(self) -> Array:
@@ -54,12 +62,17 @@ class Problem:
     def error(self, values: Array) -> float:
         """Noise power at the output if the rows were `values`."""
         change = values - self.rows
-        return float(np.einsum("gok,gok->", self.through(change), change))
+        return self.lost + float(np.einsum("gok,gok->", self.through(change), change))
 
     @property
     def power(self) -> float:
         """Power of the output itself."""
         return float(np.einsum("gok,gok->", self.through(self.rows), self.rows))
+
+    @property
+    def work(self) -> int:
+        """Multiplications of a product of all rows with the moments."""
+        return int(self.rows.size * self.rows.shape[2])
 
     def through(self, change: Array) -> Array:
         return change if self.moment is None else np.matmul(change, self.moment)
@@ -80,43 +93,92 @@ class Shared:
 
 
 def shrunk(moment: Array, rows: int) -> Array:
-    """Second moments (1 - a) H + a diag(H) with a = min(1, 0.3 K / rows).
+    """Second moments (1 - a) H + a diag(H) with a = min(1, 0.3 K / rows), no entry of the diagonal below 1e-9 of the
+    largest: about the mean, constant inputs leave what rounding leaves.
 
     Few rows show correlations that other samples do not have (shrinkage, Ledoit and Wolf 2004); the factor is measured.
     """
     length = moment.shape[-1]
     share = min(1.0, _SHRINKAGE * length / max(rows, 1))
-    return np.asarray(moment * (1 - share + share * np.eye(length)))
+    found = np.asarray(moment * (1 - share + share * np.eye(length)))
+    diagonal = np.einsum("gkk->gk", found)
+    diagonal += np.maximum(_LEAST * diagonal.max(initial=0.0) + 1e-30 - diagonal, 0.0)  # a view: in place
+    return found
 
 
 def channel_scales(problem: Problem) -> Array:
-    """Scales [groups, outputs, 1] that give all rows the same power, 1 for rows of zeros.
+    """Scales [groups, outputs, 1] that give all rows the same power, 1 for rows of zeros or next to that.
 
     For a codebook of whole numbers the largest weight becomes the largest entry.
     """
     importance = problem.importance
-    mass = (importance * (problem.rows != 0)).sum(axis=2, keepdims=True)
-    power = (np.square(problem.rows) * importance).sum(axis=2, keepdims=True)
+    rows = problem.rows if problem.free is None else np.where(problem.free, problem.rows, 0.0)
+    mass = (importance * (rows != 0)).sum(axis=2, keepdims=True)
+    power = (np.square(rows) * importance).sum(axis=2, keepdims=True)
     scales = np.sqrt(np.where(power > 0, power / np.where(mass > 0, mass, 1.0), 1.0))
     if problem.whole is not None:
         peak = float(np.abs(problem.rows / scales).max())
         scales = scales * (peak / problem.whole if peak > 0 else 1.0)
-    return np.asarray(scales.astype(np.float32), np.float64)  # as they are stored
+    stored = np.asarray(scales.astype(np.float32), np.float64)
+    return np.where(stored >= np.finfo(np.float32).tiny, stored, 1.0)
 
 
-def plain(problem: Problem, scales: Array, count: int) -> Shared:
+def support(problem: Problem, zeros: float) -> Array:
+    """Which weights stay (bool, shape of the rows) where a share of `zeros` is wanted."""
+    weight = problem.rows.transpose(0, 2, 1)
+    method: Method = "magnitude"
+    if problem.moment is None:
+        form = Form.of_itself(np.eye(weight.shape[1])[None], weight)
+    else:
+        form = Form.of_itself(problem.moment, weight)
+        method = "admm" if problem.work <= _MOST_WORK else "wanda"
+    stays = select(form, method, Pattern(), 1, zeros).transpose(0, 2, 1)
+    return stays if problem.free is None else stays & problem.free
+
+
+def thinned(problem: Problem, stays: Array) -> Problem:
+    """The problem where only some weights stay: `rows` are solved for them, on their support, unless that takes long.
+
+    For solved rows r and any row q with these zeros the error is that of r and (q - r) H (q - r)^T, as r is the
+    projection on what is left; the first part is `lost` before a codebook is chosen.
+    """
+    rows = problem.rows * stays
+    if problem.moment is not None and problem.work <= _MOST_WORK:
+        form = Form.of_itself(problem.moment, problem.rows.transpose(0, 2, 1))
+        solved = solve_on(form, stays.transpose(0, 2, 1), rounds=ROUGH).transpose(0, 2, 1)
+        rows = np.ascontiguousarray(solved) if np.isfinite(solved).all() else rows
+    return replace(problem, rows=rows, free=stays, lost=problem.error(rows))
+
+
+def estimated(problem: Problem, scales: Array, count: int) -> float:
+    """About the error of `nearest`, without what is lost before, if inputs did not correlate: from a sample."""
+    targets, weights = problem.rows / scales, problem.importance * np.square(scales)
+    if problem.free is not None:
+        targets, weights, count = targets[problem.free], weights[problem.free], count - 1
+    targets, weights = targets.reshape(-1), weights.reshape(-1)
+    size = targets.size
+    if size > _SAMPLED:
+        chosen = np.random.default_rng(0).integers(0, size, _SAMPLED)
+        targets, weights = targets[chosen], weights[chosen]
+    if not targets.size:
+        return 0.0
+    levels = np.unique(_rounded(problem, kmeans(targets, weights, count)))
+    return float((weights * np.square(targets - _snap(levels)(targets))).mean()) * size
+
+
+def nearest(problem: Problem, scales: Array, count: int) -> Shared:
     """Weighted k-means, and each weight to the nearest of at most `count` entries."""
     levels = _codebook(problem, scales, count)
     return _shared(problem, scales, levels, _nearest(problem, scales, levels))
 
 
 def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shared:
-    """The best found in `rounds` turns of indices and centroids."""
-    best = plain(problem, scales, count)
+    """The best found in `rounds` turns of indices and centroids, one for a very large weight."""
+    best = nearest(problem, scales, count)
     if problem.moment is None:
         return best
     levels = best.levels
-    for _ in range(rounds):
+    for _ in range(rounds if problem.work <= _MOST_WORK else 1):
         found = _shared(problem, scales, levels, _compensated(problem, scales, levels))
         solved = _solved(problem, found)
         best = min(best, found, solved, key=lambda s: s.error)
@@ -154,11 +216,10 @@ def _nearest(problem: Problem, scales: Array, levels: Array) -> Array:
 
 def _compensated(problem: Problem, scales: Array, levels: Array) -> Array:
     assert problem.moment is not None
-    codes = np.empty(problem.rows.shape)
-    for g, moment in enumerate(problem.moment):
-        free = None if problem.free is None else problem.free[g]
-        codes[g] = round_to_grid(problem.rows[g], scales[g], moment, _snap(levels), free, coarse=True)
-    return codes
+    if len(problem.rows) > 1:
+        return round_groups(problem.rows, scales, problem.moment, _snap(levels), problem.free)
+    free = None if problem.free is None else problem.free[0]
+    return round_to_grid(problem.rows[0], scales[0], problem.moment[0], _snap(levels), free, coarse=True)[None]
 
 
 def _shared(problem: Problem, scales: Array, levels: Array, codes: Array) -> Shared:

@@ -7,14 +7,15 @@ Where an output is a Softmax, its input is compared: probabilities saturate and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.data import Dataset
+from onnxcomp.calibration.batches import take
+from onnxcomp.calibration.data import Batch, Dataset
 from onnxcomp.calibration.runner import expose
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
@@ -25,6 +26,7 @@ Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
 _NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
 _PROBED, _JUDGED = 128, 512  # held-out samples for single changes, and for whole candidates
+_FEWEST = 4  # samples that are compared, however much each has to compare
 _MIN_FOR_RARE = 8  # samples from which the spread of an output over them says something
 
 _SPENT = 0.75  # share of the budget that a search may use up on the samples that it looks at
@@ -57,25 +59,29 @@ def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -
 class Judge:
     """Compares candidates with `reference` on up to `samples` samples of `data`, whose outputs it keeps.
 
-    `counted` is the number of samples whose class is compared, 0 for a model without classes.
+    `counted` is the number of samples whose class is compared, 0 for a model without classes. With `enough` numbers to
+    compare, and 4 samples, no more are taken: a picture says more about noise than a row of scores.
     """
 
-    def __init__(self, reference: Model, data: Dataset, *, samples: int = 64, threads: int = 1) -> None:
+    def __init__(
+        self, reference: Model, data: Dataset, *, samples: int = 64, threads: int = 1, enough: int | None = None
+    ) -> None:
         self._threads = threads
         self._feeds: list[Mapping[str, Array]] = []
         self._expected: list[list[Array]] = []
         self._powers: dict[str, list[float]] = {o.name: [] for o in reference.graph.outputs}
         names = _compared(reference)
         session = expose(reference, names, threads=threads)
-        held = 0
-        for batch in data.batches(samples):
+        held = numbers = taken = 0
+        for batch in _parts(data, samples, enough):
             values = [np.asarray(v) for v in session.run(batch.feeds, names)]
             held += sum(v.nbytes for v in values)
             self._feeds.append(batch.feeds)
             self._expected.append(values)
             for powers, value in zip(self._powers.values(), values, strict=False):  # the inputs of a Softmax follow
                 powers.extend(_powers(value, batch.count))
-            if held > _LIMIT:
+            numbers, taken = numbers + sum(v.size for v in values), taken + batch.count
+            if held > _LIMIT or (enough is not None and numbers >= enough and taken >= _FEWEST):
                 break
         classes = len(reference.graph.outputs) == 1
         self.counted = sum(len(v[0]) for v in self._expected if classes and _has_classes(v[0]))
@@ -136,6 +142,16 @@ class Judge:
         if not rows:
             return score, worst, worst
         return score, changed / rows, _expected(margins, errors) if margins else changed / rows
+
+
+def _parts(data: Dataset, samples: int, enough: int | None) -> Iterator[Batch]:
+    """The batches; if few samples may do, the first one in two parts."""
+    for number, batch in enumerate(data.batches(samples)):
+        if number or enough is None or not data.divisible or batch.count <= _FEWEST:
+            yield batch
+        else:
+            yield take(batch, 0, _FEWEST)
+            yield take(batch, _FEWEST, batch.count)
 
 
 class Judges:

@@ -21,6 +21,7 @@ __all__ = ["kmeans", "midpoints", "nearest_level"]
 
 Array = npt.NDArray[Any]
 _BINS = 2048
+_BINS_PER_LEVEL = 64
 _LLOYD = 8
 
 
@@ -28,12 +29,12 @@ def kmeans(values: Array, weights: Array, count: int) -> Array:
     """At most `count` ascending centroids (float64) that minimize sum of w (x - nearest centroid)^2.
 
     `values` and `weights` are of one shape, weights not negative; where all are zero, they count alike. Exact up to
-    the width of a bin (1 / 2048 of the range) for more than 2048 distinct points.
+    the width of a bin for more than 2048 distinct points.
     """
     x, w = _merged(values, weights)
     if len(x) <= count:
         return x
-    points, mass = (x, w) if len(x) <= _BINS else _binned(x, w)
+    points, mass = (x, w) if len(x) <= _BINS else _binned(x, w, min(_BINS, _BINS_PER_LEVEL * count))
     edges = _partition(points, mass, count)
     centroids = _means(points, mass, edges)
     return centroids if len(points) == len(x) else _polished(x, w, centroids)
@@ -60,11 +61,16 @@ def _merged(values: Array, weights: Array) -> tuple[Array, Array]:
     return x, np.maximum(w, floor)
 
 
-def _binned(x: Array, w: Array) -> tuple[Array, Array]:
-    """Weighted means of the points in each bin that has any, and their weights."""
-    width = (x[-1] - x[0]) / _BINS
-    bins = np.minimum(((x - x[0]) / width).astype(np.int64), _BINS - 1)
-    _, index = np.unique(bins, return_inverse=True)
+def _binned(x: Array, w: Array, bins: int) -> tuple[Array, Array]:
+    """Weighted means of the points in each bin that has any, and their weights.
+
+    With n `bins` each is at most 2 / n of the range wide and holds at most 2 / n of the points: where a few large ones
+    make the range, the others still get as many bins.
+    """
+    half = bins // 2
+    by_value = ((x - x[0]) / (x[-1] - x[0]) * half).astype(np.int64)
+    by_rank = np.arange(len(x)) * half // len(x)
+    _, index = np.unique(by_value + by_rank, return_inverse=True)  # both grow with x: equal sums are equal bins
     mass = np.bincount(index, weights=w)
     return np.asarray(np.bincount(index, weights=w * x) / mass), mass
 

@@ -46,7 +46,7 @@ _TYPES = frozenset(
 )
 _SMALLEST = 64  # bytes of a tensor; the node alone takes more
 _ORIGINAL_SHARE = 0.05  # of the bytes that are saved, for what makes an upgrade reversible
-_TABLE_BYTES = 4096  # of a table that stays packed at run time; below, what is saved is not worth a slower look-up
+_TABLE_BYTES = 1 << 20  # of a table that stays packed at run time; below, the memory saved is not worth slower look-ups
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
 from onnxcomp.passes.sparse_patterns import held_zeros
 
-__all__ = ["Snap", "as_rows", "from_rows", "round_to_grid", "round_with"]
+__all__ = ["Snap", "as_rows", "from_rows", "round_groups", "round_to_grid", "round_with"]
 
 Array = npt.NDArray[Any]
 Snap = Callable[[Array], Array]  # the value of the grid that is nearest to each number
@@ -98,6 +98,39 @@ def round_to_grid(
         codes = np.where(kept, snap(w / scale), 0.0)
     found = np.empty(w.shape)
     found[:, order] = _descend(w, scale, damped, codes, snap, kept)
+    return found
+
+
+def round_groups(w: Array, scale: Array, covariance: Array, snap: Snap, free: Array | None = None) -> Array:
+    """`round_to_grid` on a coarse grid, all groups at once: `w` [groups, outputs, K], `covariance` [groups, K, K]."""
+    scale = np.broadcast_to(scale, w.shape)
+    length = w.shape[2]
+    trace = np.einsum("gkk->g", covariance)
+    damped = covariance + np.eye(length) * (_DAMPING * trace / length + 1e-12)[:, None, None]
+    order = np.argsort(np.einsum("gkk->gk", damped), axis=1, kind="stable")
+    rows = order[:, None, :]
+    w, scale = np.take_along_axis(w, rows, 2), np.take_along_axis(scale, rows, 2)
+    kept = np.ones(w.shape, bool) if free is None else np.take_along_axis(free, rows, 2)
+    damped = np.take_along_axis(np.take_along_axis(damped, order[:, :, None], 1), rows, 2)
+    try:
+        factor = np.linalg.cholesky(damped)
+    except np.linalg.LinAlgError:
+        factor = np.zeros_like(damped) + np.eye(length)  # no column makes good what another one lost
+    codes, pull = np.empty_like(w), np.zeros_like(w)
+    for j in range(length - 1, -1, -1):
+        target = w[:, :, j] + pull[:, :, j] / factor[:, None, j, j]
+        codes[:, :, j] = np.where(kept[:, :, j], snap(target / scale[:, :, j]), 0.0)
+        error = w[:, :, j] - codes[:, :, j] * scale[:, :, j]
+        pull[:, :, :j] += error[:, :, None] * factor[:, None, j, :j]
+    gradient = np.matmul(codes * scale - w, damped)
+    for _ in range(_SWEEPS):
+        for j in range(length):
+            best = snap(codes[:, :, j] - gradient[:, :, j] / (scale[:, :, j] * damped[:, None, j, j]))
+            best = np.where(kept[:, :, j], best, codes[:, :, j])
+            gradient += ((best - codes[:, :, j]) * scale[:, :, j])[:, :, None] * damped[:, None, j]
+            codes[:, :, j] = best
+    found = np.empty_like(codes)
+    np.put_along_axis(found, rows, codes, 2)
     return found
 
 

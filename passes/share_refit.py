@@ -30,7 +30,7 @@ from onnxcomp.passes.share_sites import Weight
 from onnxcomp.passes.share_storage import Key
 from onnxcomp.shapes import infer
 
-__all__ = ["Task", "refit", "tasks"]
+__all__ = ["Targets", "Task", "find_targets", "refit", "tasks"]
 
 Array = npt.NDArray[Any]
 _RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean diagonal
@@ -85,9 +85,9 @@ def _decoded(y: Any) -> Any:
 
 
 def refit(
-    original: Model,
     work: Model,
     todo: Sequence[Task],
+    targets: Mapping[Key, Targets],
     share: Callable[[Key, Problem], Shared],
     write: Callable[[Task, Array, Array], None],
     wanted: Mapping[Key, Array],
@@ -96,25 +96,19 @@ def refit(
     *,
     threads: int,
     memory: int,
-    seed: int,
     progress: Callable[[float, str], None],
 ) -> dict[Key, Shared]:
-    """Share the weights of `todo` (of `work`, a copy of `original` that is changed) one after the other.
+    """Share the weights of `todo` (of `work`, a copy of the original that is changed) one after the other.
 
-    `share` turns a problem into a codebook, `write` puts rows and a bias into `work`; `wanted` are the rows of the
-    original, `biased` says which operators can have a bias.
+    `targets` come from the original (`find_targets`), `share` turns a problem into a codebook, `write` puts rows and a
+    bias into `work`; `wanted` are the rows of the original, `biased` says which operators can have a bias.
     """
     replay = Replay(work, data, samples=None, threads=threads, memory=memory // 2)
-    counts = [
-        -(-min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * t.weight.rows.shape[2]), _MOST_ROWS) // max(replay.batches, 1))
-        for t in todo
-    ]
-    targets = _targets(original, todo, data, counts, threads, seed)
     found: dict[Key, Shared] = {}
     for number, task in enumerate(todo):
         progress(number / len(todo), f"sharing the weights of {task.site.node.label}")
         key = task.weight.key
-        fit, check = _observe(task, replay, counts[number], seed + number, targets.pop(key))
+        fit, check = _observe(task, replay, targets[key])
         shared, rows, bias = _fit(task, wanted[key], fit, check, share, centered=biased[key])
         write(task, rows, bias)
         if shared is not None:
@@ -122,22 +116,41 @@ def refit(
     return found
 
 
-def _targets(
-    original: Model, todo: Sequence[Task], data: Dataset, counts: Sequence[int], threads: int, seed: int
-) -> dict[Key, list[Array]]:
-    """For each task and batch the original's outputs at sampled positions, float32 [rows, outputs]."""
+@dataclass(frozen=True)
+class Targets:
+    """The original's outputs at up to `count` sampled positions of each batch, float32 [rows, outputs] each."""
+
+    count: int
+    seed: int
+    rows: list[Array]
+
+    def rng(self, batch: int) -> np.random.Generator:
+        """What picks the positions in a batch: the same in the original and in the model that changes."""
+        return np.random.default_rng([self.seed, batch])
+
+
+def find_targets(
+    original: Model, todo: Sequence[Task], data: Dataset, *, threads: int, memory: int, seed: int
+) -> dict[Key, Targets]:
+    """What the operator of each task is to come close to, in a quarter of the memory at most."""
     names = list(dict.fromkeys(task.total for task in todo))
-    found: dict[Key, list[Array]] = {task.weight.key: [] for task in todo}
     if not todo:
-        return found
+        return {}
+    batches = max(1, sum(1 for _ in data.batches()))
+    wanted = [min(max(_LEAST_ROWS, _ROWS_PER_ENTRY * t.weight.rows.shape[2]), _MOST_ROWS) for t in todo]
+    needed = sum(4 * rows * t.site.outputs for rows, t in zip(wanted, todo, strict=True))
+    share = min(1.0, memory / 4 / needed) / batches
+    found = {
+        t.weight.key: Targets(int(np.ceil(share * rows)), seed + number, [])
+        for number, (rows, t) in enumerate(zip(wanted, todo, strict=True))
+    }
     session = piece(original, {}, names, threads)
     for number, batch in enumerate(data.batches()):
         feeds = {spec.name: batch.feeds[spec.name] for spec in session.inputs}
         values = dict(zip(names, session.run(feeds, names), strict=True))
-        for index, task in enumerate(todo):
-            flat = _flat(task.site, values[task.total])
-            rows = pick(len(flat), counts[index], np.random.default_rng([seed + index, number]))
-            found[task.weight.key].append(flat[rows])
+        for task in todo:
+            flat, of = _flat(task.site, values[task.total]), found[task.weight.key]
+            of.rows.append(flat[pick(len(flat), of.count, of.rng(number))])
     return found
 
 
@@ -147,18 +160,18 @@ def _flat(site: Site, y: Array) -> Array:
     return last.reshape(-1, last.shape[-1])
 
 
-def _observe(task: Task, replay: Replay, rows: int, seed: int, targets: Sequence[Array]) -> tuple[Sums, Sums]:
+def _observe(task: Task, replay: Replay, targets: Targets) -> tuple[Sums, Sums]:
     """Moments over the batches to fit on and over those to choose on, from the model as it is now."""
     groups, outputs, length = task.weight.rows.shape
     parts = [Sums.empty(groups, length, outputs) for _ in range(2)]
     source = task.site.node.inputs[0].name
     names = [source] if task.shortcut is None else [source, task.shortcut]
     for number, values in enumerate(replay.before(task.site.node, names)):
-        x = task.site.patches(values[source], rows, np.random.default_rng([seed, number]))
-        y = targets[number]
+        x = task.site.patches(values[source], targets.count, targets.rng(number))
+        y = targets.rows[number]
         if task.shortcut is not None:
             flat = _flat(task.site, values[task.shortcut])
-            y = y - flat[pick(len(flat), rows, np.random.default_rng([seed, number]))]
+            y = y - flat[pick(len(flat), targets.count, targets.rng(number))]
         y = y.reshape(len(y), groups, -1).transpose(1, 0, 2)
         parts[number % _EVERY == _EVERY - 1].add(x.astype(np.float32, copy=False), y.astype(np.float32, copy=False))
     return (parts[0], parts[1]) if parts[1].rows else (parts[0], parts[0])

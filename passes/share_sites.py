@@ -105,6 +105,11 @@ class Weight:
         return self.key[1].removesuffix("_plain")
 
     @property
+    def what(self) -> str:
+        """What a pass asks leave for."""
+        return f"{self.name} shares values"
+
+    @property
     def layout(self) -> Layout:
         return self.readers[0].layout
 
@@ -126,7 +131,7 @@ class Weight:
 
 
 def find_weights(model: Model, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> list[Weight]:
-    """Float weights of all scopes with at least two axes; names may be chosen by patterns such as "*/fc*/weight"."""
+    """Finite float weights of all scopes with at least two axes; patterns such as "*/fc*/weight" may choose names."""
     outputs, found = model.outputs(), []
     for key, (_, item) in by_key(model).items():
         large = item.dtype.kind == "f" and len(item.shape) >= 2 and item.weight.size >= _MIN_ELEMENTS
@@ -135,6 +140,8 @@ def find_weights(model: Model, only: tuple[str, ...] = (), skip: tuple[str, ...]
         name = key[1].removesuffix("_plain")
         nodes: list[Node] = list(dict.fromkeys(item.outputs))
         if any(node.op not in _WEIGHTED or node.domain for node in nodes):
+            continue
+        if not np.isfinite(item.values).all():
             continue
         readers = tuple(_reader(model, node, item) for node in nodes)
         names = [name, *(r.node.label for r in readers)]

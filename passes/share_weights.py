@@ -25,8 +25,11 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
 from onnxcomp.passes.duplicates import merge_initializers
+from onnxcomp.passes.half_vectors import halve_vectors
 from onnxcomp.passes.share_bias import store_bias
-from onnxcomp.passes.share_search import Candidate, SharingSearch, row_scales
+from onnxcomp.passes.share_budget import smallest
+from onnxcomp.passes.share_problems import row_scales
+from onnxcomp.passes.share_search import Candidate, SharingSearch
 from onnxcomp.passes.share_storage import Key, by_key, store_codes
 from onnxcomp.passes.weight_only import rebuild
 from onnxcomp.serde import stored_bytes
@@ -35,6 +38,7 @@ __all__ = ["ShareWeights"]
 
 _MIN_TO_SPLIT = 20  # samples, of which one in five is held out
 _MARGIN = 0.7  # of the budget: held-out samples do not tell all
+_CHECKED_MARGIN = 0.9  # where other samples are asked as well
 _BITS = range(2, 9)
 _SIZE = re.compile(r"(\d+(?:\.\d*)?)x")
 
@@ -46,7 +50,9 @@ class ShareWeights(Pass):
     One budget: `bits` (the same for every weight), `size` (of the file: bytes, or a ratio such as 8x, as estimated for
     indices of so many bits), `drop` (quality that may be lost; by default the pipeline's). `form` is one codebook per
     tensor, int8 codes with a scale per output channel ("channels"), or whichever has the smaller error at equal bytes.
-    `assignment` nearest is plain k-means. `refit` fits operators in sequence. `only` and `skip` are patterns of names
+    `assignment` nearest is plain k-means. `refit` fits operators in sequence. With `zeros` a share of a weight's
+    entries may become zero, so that the others get more values for the bytes; with `half_vectors` biases and scales
+    are stored in half precision. `only` and `skip` are patterns of names
     of weights or nodes, such as "*fc*".
     """
 
@@ -62,6 +68,8 @@ class ShareWeights(Pass):
     form: Literal["auto", "tensor", "channels"] = "auto"
     assignment: Literal["second-order", "nearest"] = "second-order"
     refit: bool = True
+    zeros: bool = False
+    half_vectors: bool = False
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
 
@@ -82,6 +90,10 @@ class ShareWeights(Pass):
     def needs_data(self) -> bool:
         return self.bits is None
 
+    @property
+    def _widths(self) -> range:
+        return _BITS if self.bits is None else range(self.bits, self.bits + 1)
+
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         if ctx.data is None and self.needs_data:
             raise UsageError(
@@ -98,19 +110,21 @@ class ShareWeights(Pass):
         if not search.weights:
             return {"shared": 0, "tied": tied}
         before = stored_bytes(model)
-        options = {
-            key: search.options(w, self.form, _BITS if self.bits is None else range(self.bits, self.bits + 1))
-            for key, w in search.weights.items()
-        }
+        free = self.bits is None
+        options = search.options(self.form, self._widths, zeros=self.zeros and free, plain=free)
         plan, best = self._choose(search, options, before, ctx)
         if best is None:
             ctx.withdraw(mark)
-            return {"shared": 0, "tied": tied, "reason": "8 bits in every weight cost more than the budget allows"}
+            return {"shared": 0, "tied": tied, "reason": "no weight can be shared within the budget"}
+        for key in search.weights.keys() - best.shared.keys():
+            ctx.take_back(search.weights[key].what)
         rows = _account(search, plan)
         _write(model, search, plan, best)
+        halved = halve_vectors(model, ctx.allow) if self.half_vectors else 0
         weights = sum(w.constant.weight.nbytes for w in search.weights.values())
         return {
-            "shared": len(plan),
+            "shared": len(best.shared),
+            **({"half vectors": halved} if halved else {}),
             "tied": tied,
             "bits_per_weight": round(8 * total(plan) / sum(w.constant.weight.size for w in search.weights.values()), 2),
             "estimated_bytes": int(before - _stored_now(search) + total(plan)),
@@ -131,32 +145,12 @@ class ShareWeights(Pass):
         if self.size is not None:
             plan = largest_within(found, _wanted(self.size, before) - (before - _stored_now(search)))
             return plan, self._finish(search, plan, search.candidate(plan))
-        return self._smallest(search, found, _MARGIN * (ctx.max_drop if self.drop is None else self.drop))
+        margin = _MARGIN if ctx.check is None else _CHECKED_MARGIN
+        allowed = margin * (ctx.max_drop if self.drop is None else self.drop)
+        return smallest(search, found, allowed, refit=self.refit, check=ctx.check)
 
     def _finish(self, search: SharingSearch, plan: Plan, start: Candidate) -> Candidate:
         return search.refitted(start, plan) if self.refit else start
-
-    def _smallest(
-        self, search: SharingSearch, found: list[Plan], allowed: float
-    ) -> tuple[Plan, Candidate | None]:
-        """The smallest plan within the drop: by bisection without refit, then with it from there on."""
-        low, high = -1, len(found)  # the last that is known to do, the first that is known not to
-        best: Candidate | None = None
-        while high - low > 1:
-            middle = (low + high) // 2
-            tried = search.candidate(found[middle])
-            if tried.drop <= allowed:
-                low, best = middle, tried
-            else:
-                high = middle
-        step, low = (1, low) if self.refit else (0, low)
-        while step and low + 1 < len(found):
-            middle = min(max(low, 0) + step, len(found) - 1)
-            tried = self._finish(search, found[middle], search.candidate(found[middle]))
-            if tried.drop > allowed:
-                break
-            low, best, step = middle, tried, 2 * step
-        return found[max(low, 0)], best
 
 
 def _parts(data: Dataset | None) -> tuple[Dataset | None, Dataset | None]:
@@ -195,9 +189,10 @@ def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> 
     codes = {}
     for key, shared in best.shared.items():
         weight = search.weights[key]
-        if plan[key].form == "codes":
+        form = plan[key].style.form
+        if form == "codes":
             codes[key] = search.values(key, shared)
-        elif plan[key].form == "channels":
+        elif form == "channels":
             stored = np.ascontiguousarray(weight.layout.back(shared.codes).astype(np.int8))
             wide = np.float64 if weight.constant.dtype == np.float64 else np.float32
             scope, constant = constants[key]
@@ -212,8 +207,9 @@ def _account(search: SharingSearch, plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "weight": search.weights[key].name,
-            "form": option.form,
-            "bits": option.bits,
+            "form": option.style.form,
+            "bits": option.style.bits,
+            "zeros": option.style.zeros,
             "bits_per_weight": round(8 * option.size / search.weights[key].constant.weight.size, 2),
             "error": round(option.error, 6),
         }

@@ -159,7 +159,9 @@ def solve_on(
         if (product <= goal).all():
             break
         image = np.matmul(form.moment, direction) * mask
-        step = product / np.maximum(np.einsum("gko,gko->go", direction, image), 1e-300)
+        curvature = np.einsum("gko,gko->go", direction, image)
+        # Sums in floating point may leave a moment that is not quite positive: no step where the form does not grow.
+        step = np.where(curvature > 0, product / np.where(curvature > 0, curvature, 1.0), 0.0)
         weight = weight + step[:, None] * direction
         residual = residual - step[:, None] * image
         steered = residual / scale

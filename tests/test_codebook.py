@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from onnxcomp.passes.codebook import Problem, channel_scales, fit, plain, shrunk
+from onnxcomp.passes.codebook import Problem, channel_scales, estimated, fit, nearest, shrunk, support, thinned
 from onnxcomp.passes.rounding import round_to_grid
 
 
@@ -33,7 +35,7 @@ def ones(p: Problem) -> np.ndarray:
 def test_second_order_assignment_beats_nearest_k_means_by_far() -> None:
     p = problem()
 
-    assert fit(p, ones(p), 8).error < 0.3 * plain(p, ones(p), 8).error
+    assert fit(p, ones(p), 8).error < 0.3 * nearest(p, ones(p), 8).error
 
 
 def test_the_error_of_the_result_is_that_of_its_values() -> None:
@@ -74,7 +76,7 @@ def test_zeros_stay_and_count_as_an_entry() -> None:
 
     assert not found.values[~free].any()
     assert len(np.unique(found.values)) <= 4
-    assert found.error < plain(p, ones(p), 4).error
+    assert found.error < nearest(p, ones(p), 4).error
 
 
 def test_a_codebook_of_whole_numbers_holds_such_in_range() -> None:
@@ -112,3 +114,92 @@ def test_few_rows_are_shrunk_to_the_diagonal() -> None:
 
     assert np.array_equal(shrunk(moment, 1)[0], np.diag(np.diag(moment[0])))
     assert np.allclose(shrunk(moment, 10**9), moment)
+
+
+def test_what_stays_of_a_thinned_weight_is_what_the_others_cannot_replace() -> None:
+    rows = np.ones((1, 1, 3))
+    twins = np.array([[[1.0, 0.999, 0.0], [0.999, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # inputs 0 and 1 are nearly the same
+
+    problem = Problem(rows, twins)
+    found = thinned(problem, support(problem, 1 / 3))
+
+    assert found.free is not None
+    assert found.free[0, 0, 2]
+    assert found.free.sum() == 2
+    assert found.rows[0, 0].max() == pytest.approx(2.0, rel=0.01)  # one of the twins does the work of both
+    assert found.lost < 0.01
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0.0, 0.99), st.integers(0, 5))
+def test_a_share_of_zeros_is_kept_and_old_zeros_stay(zeros: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((2, 5, 8))
+    free = rng.random(rows.shape) > 0.3
+
+    rows[~free] = 0.0
+
+    problem = Problem(rows, None, free)
+    found = thinned(problem, support(problem, zeros))
+
+    assert found.free is not None
+    assert not found.free[~free].any()
+    assert abs(int(found.free.sum()) - min(free.sum(), round((1 - zeros) * rows.size))) <= 1
+    assert found.lost == pytest.approx(np.square(rows[~found.free]).sum())
+
+
+def test_an_estimate_is_close_to_the_error_of_the_nearest_level() -> None:
+    rng = np.random.default_rng(2)
+    p = Problem(rng.standard_normal((1, 200, 100)), np.eye(100)[None] * rng.random(100))
+    scales = ones(p)
+
+    assert estimated(p, scales, 8) == pytest.approx(nearest(p, scales, 8).error, rel=0.1)
+    sparse = thinned(p, support(p, 0.5))
+    assert sparse.lost + estimated(sparse, scales, 5) == pytest.approx(nearest(sparse, scales, 5).error, rel=0.1)
+
+
+@pytest.mark.parametrize("whole", [None, 127])
+def test_rows_next_to_zero_have_scales_to_divide_by(whole: int | None) -> None:
+    p = problem(groups=2, length=9, whole=whole)
+    p.rows[0, 0], p.rows[1, 1] = 1e-60, 0.0
+
+    scales = channel_scales(p)
+
+    assert scales.min() >= np.finfo(np.float32).tiny
+    assert np.isfinite(fit(p, scales, 8).error)
+
+
+def test_moments_that_rounding_left_negative_do_no_harm() -> None:
+    rng = np.random.default_rng(3)
+    moment = correlated(3, 9)
+    moment[1] = -1e-7 * np.eye(9)  # a group whose inputs are constant
+    moment[2, 4, 4] = -1e-3
+    p = Problem(rng.standard_normal((3, 4, 9)), shrunk(moment, 10_000))
+
+    sparse = thinned(p, support(p, 0.5))
+    found = fit(sparse, channel_scales(sparse), 5)
+
+    assert np.isfinite(sparse.rows).all()
+    assert np.isfinite(found.error)
+
+
+def test_the_moment_that_is_shrunk_stays_as_it_is() -> None:
+    moment = correlated(1, 5)
+    moment[0, 0, 0] = 0.0
+    before = moment.copy()
+
+    shrunk(moment, 3)
+
+    assert np.array_equal(moment, before)
+
+
+def test_a_weight_that_is_too_large_to_be_solved_loses_its_smallest_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = problem(length=12)
+    monkeypatch.setattr("onnxcomp.passes.codebook._MOST_WORK", 0)
+
+    sparse = thinned(p, support(p, 0.5))
+
+    assert sparse.free is not None
+    assert sparse.free.mean() == pytest.approx(0.5, abs=0.01)
+    assert np.array_equal(sparse.rows, p.rows * sparse.free)
+    assert np.isfinite(fit(sparse, ones(sparse), 5).error)

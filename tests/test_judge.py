@@ -42,3 +42,16 @@ def test_samples_are_counted_where_outputs_are_classes(output: str, counted: int
     x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     data = open_data({"x": x}, open_session(reference).inputs)
     assert Judge(reference, data, samples=64).counted == counted
+
+
+@pytest.mark.parametrize(("enough", "taken"), [(None, 12), (1, 4), (4 * 2 * 50 + 1, 12), (10**9, 12)])
+def test_where_each_sample_has_much_to_compare_few_are_taken(enough: int | None, taken: int) -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 5, 10] x) => (float[n, 5, 10] y) { y = Relu (x) }""")
+    reference: Model = from_proto(model)
+    x = np.random.default_rng(0).normal(size=(12, 5, 10)).astype(np.float32)
+    data = open_data({"x": x}, open_session(reference).inputs)
+
+    judge = Judge(reference, data, samples=64, enough=enough)
+
+    assert sum(len(values[0]) for values in judge._expected) == taken

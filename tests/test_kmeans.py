@@ -60,3 +60,12 @@ def test_heavy_points_get_levels_of_their_own() -> None:
 
 def test_few_distinct_values_stay_as_they_are() -> None:
     assert kmeans(np.array([[3.0, 1.0], [1.0, 3.0]]), np.zeros((2, 2)), 4).tolist() == [1.0, 3.0]
+
+
+def test_a_few_large_values_leave_the_others_their_levels() -> None:
+    x = np.append(np.random.default_rng(1).standard_normal(4000) * 1e-3, [1e3, -1e3])
+
+    levels = kmeans(x, np.ones(len(x)), 256)
+
+    assert len(levels) == 256
+    assert cost(x, np.ones(len(x)), levels) < 1e-4 * np.square(x[:-2]).sum()

@@ -256,7 +256,10 @@ def test_weights_in_constant_nodes_and_in_functions_are_packed_and_go_back(tmp_p
 
 
 @pytest.mark.parametrize("values", [2, 16, 30, 200])
-def test_a_table_of_which_only_rows_are_read_stays_packed_at_run_time(values: int, tmp_path: Path) -> None:
+def test_a_table_of_which_only_rows_are_read_stays_packed_at_run_time(
+    values: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxcomp.passes.pack._TABLE_BYTES", 4096)
     model = parse(
         """<ir_version: 8, opset_import: ["" : 17]>
         g (int64[N, M] i, int64 j) => (float[N, M, 64] y, float[64] z) {
@@ -280,7 +283,20 @@ def test_a_table_of_which_only_rows_are_read_stays_packed_at_run_time(values: in
     assert back(io.load(tmp_path / "packed.onnx")) == text
 
 
-def test_a_table_that_something_else_reads_as_well_is_decoded_at_load() -> None:
+def test_a_small_table_is_decoded_at_load() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] i) => (float[N, 64] y) { y = Gather (w, i) }""",
+        w=shared(500, 64),
+    )
+
+    packed(model)
+
+    assert calls(model) == ["Codes4"]
+
+
+def test_a_table_that_something_else_reads_as_well_is_decoded_at_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnxcomp.passes.pack._TABLE_BYTES", 4096)
     model = parse(
         """<ir_version: 8, opset_import: ["" : 17]>
         g (int64[N] i) => (float[N, 500] y) { a = Gather (w, i) t = Transpose (w) y = MatMul (a, t) }""",

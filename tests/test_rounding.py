@@ -9,7 +9,7 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Constant, Node
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import quantize_weight
-from onnxcomp.passes.rounding import round_with
+from onnxcomp.passes.rounding import round_groups, round_to_grid, round_with
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
@@ -41,3 +41,31 @@ def test_a_dense_weight_may_use_every_code() -> None:
     rounded, _ = round_with(view, quantize_weight(view, 7), gram, limit=7)
 
     assert rounded.codes[:, 0].any()
+
+
+@pytest.mark.parametrize("length", [1, 9, 70])
+def test_groups_are_rounded_at_once_as_one_by_one(length: int) -> None:
+    rng = np.random.default_rng(length)
+    w = rng.normal(size=(7, 3, length))
+    mixing = rng.normal(size=(7, length, length))
+    covariance = np.matmul(mixing, mixing.transpose(0, 2, 1)) / length
+    scale = rng.uniform(0.2, 0.5, (7, 3, 1))
+    free = rng.random(w.shape) < 0.7
+
+    together = round_groups(w, scale, covariance, np.rint, free)
+
+    for g in range(7):
+        alone = round_to_grid(w[g], scale[g], covariance[g], np.rint, free[g], coarse=True)
+        assert np.array_equal(together[g], alone)
+    assert not together[~free].any()
+
+
+def test_groups_whose_covariance_has_no_factor_are_rounded_as_one_alone() -> None:
+    w = np.random.default_rng(0).normal(size=(2, 3, 2))
+    covariance = np.array([[1.0, 2.0], [2.0, 1.0]])
+    scale = np.full((3, 1), 0.1)
+
+    found = round_groups(w, np.stack([scale, scale]), np.stack([covariance, covariance]), np.rint)
+
+    for g in range(2):
+        assert np.array_equal(found[g], round_to_grid(w[g], scale, covariance, np.rint, coarse=True))

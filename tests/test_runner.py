@@ -13,7 +13,7 @@ from onnxcomp.calibration.runner import collect, expose, observe
 from onnxcomp.errors import DataError, ModelError, ResourceError
 from onnxcomp.graph import Model
 from onnxcomp.passes.judge import Judge
-from onnxcomp.runtime import open_session
+from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import from_proto, to_bytes
 
 IMAGES = """
@@ -118,6 +118,27 @@ def test_no_run_fetches_more_than_the_budget_where_batches_can_be_cut() -> None:
     observe(model, given(model, x, batch=16), ["c", "r"], take, memory=100_000)
 
     assert largest <= 100_000
+
+
+def test_values_of_unknown_size_do_not_take_a_run_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = parsed(
+        """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+        g (float[N, 8] x) => (float[N, 8] y) {
+          a = com.microsoft.FastGelu (x)
+          b = com.microsoft.FastGelu (a)
+          c = com.microsoft.FastGelu (b)
+          y = Relu (c)
+        }"""
+    )
+    runs = []
+    run = Session.run
+    monkeypatch.setattr(Session, "run", lambda self, *a: (runs.append(a[1]), run(self, *a))[1])
+    seen: dict[str, int] = {}
+
+    observe(model, given(model, random_images(16, 8)), ["a", "b", "c"], lambda n, v: seen.update({n: len(v)}))
+
+    assert seen == {"a": 16, "b": 16, "c": 16}
+    assert len(runs) <= 2
 
 
 def test_batches_of_other_sizes_and_shapes_are_seen_together() -> None:

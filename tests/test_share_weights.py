@@ -225,6 +225,32 @@ def test_weights_of_branches_are_shared() -> None:
     assert max(len(np.unique(v)) for v in matrices(result).values()) <= 8
 
 
+def test_zeros_are_as_many_as_was_planned_and_make_smaller_plans() -> None:
+    model = residual()
+
+    result, record, _ = shared(model, IMAGES, "share-weights:size=12x:zeros=true")
+
+    rows = {row["weight"]: row for row in record.details["weights"]}
+    assert any(row["zeros"] for row in rows.values())
+    for name, values in matrices(result).items():
+        row = rows[name.removesuffix("_q")]
+        assert np.mean(values == 0) >= row["zeros"] - 0.01
+        assert len(np.unique(values)) <= 2 ** row["bits"] + bool(row["zeros"])
+    _, plain, _ = shared(model, IMAGES, "share-weights:size=12x")
+    assert record.details["estimated_bytes"] < plain.details["estimated_bytes"]
+    assert sqnr(model, result, FRESH) > 20
+
+
+def test_a_weight_that_is_not_finite_is_left_alone() -> None:
+    broken = w(16, 16, 3, 3)
+    broken[0, 0, 0, 0] = np.inf
+
+    result, record, _ = shared(residual(w2=broken), None, "share-weights:bits=2:form=tensor")
+
+    assert record.details["shared"] == 2
+    assert np.array_equal(matrices(result)["w2"], broken)
+
+
 @pytest.mark.parametrize(("options", "left"), [("only=w2", {"w1", "w3"}), ("skip=w2", {"w2"})])
 def test_names_choose_the_weights(options: str, left: set[str]) -> None:
     model = residual()

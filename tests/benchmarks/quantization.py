@@ -18,17 +18,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import zoo
 from quantizers import QUANTIZERS, batches
 
 import onnxcomp
 from onnxcomp.calibration.data import open_data
 from onnxcomp.runtime import open_session
 
-_SHARED = {
-    "resnet20_cifar10": "cifar_nchw",
-    "resnet56_cifar10": "cifar_nchw",
-    "mlperf_pretrainedResnet_large_float": "cifar_nhwc",
-}
 _EXPORTS = ("resnet50", "mobilenet_v2", "bert", "vit")
 _SAMPLES = 512
 
@@ -36,27 +32,28 @@ _SAMPLES = 512
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["resnet20_cifar10", "resnet56_cifar10"])
-    parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[3] / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     parser.add_argument("--seconds", type=float, default=20.0)
     args = parser.parse_args()
     print(f"{'model':36s} {'tool':12s} {'agree %':>8s} {'SQNR dB':>8s} {'file':>6s}  speed-up (95 %)")
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
-            model, feeds = args.zoo / "models" / f"{name}.onnx", args.zoo / "feeds" / _SHARED.get(name, name)
+            model = args.zoo / "models" / f"{name}.onnx"
+            calib, evaluation = (zoo.feeds(args.zoo / "feeds", name, part) for part in ("calib", "eval"))
             if name in _EXPORTS:
-                model, feeds = exported(name, Path(folder))
-            compare(name, model, f"{feeds}.calib.npz", f"{feeds}.eval.npz", Path(folder), args.seconds)
+                model, calib, evaluation = exported(name, Path(folder))
+            compare(name, model, str(calib), str(evaluation), Path(folder), args.seconds)
 
 
-def exported(name: str, folder: Path) -> tuple[Path, Path]:
-    """An export with random weights, and where its data are."""
+def exported(name: str, folder: Path) -> tuple[Path, Path, Path]:
+    """An export with random weights, and data to calibrate and to evaluate."""
     from architectures import export, feeds
 
-    model = folder / f"{name}.onnx"
+    model, calib, evaluation = folder / f"{name}.onnx", folder / "calib.npz", folder / "eval.npz"
     export(name, model, 17, folded=True)
-    np.savez(folder / f"{name}.calib.npz", **feeds(name, 64))
-    np.savez(folder / f"{name}.eval.npz", **feeds(name, 32, seed=2))
-    return model, folder / name
+    np.savez(calib, **feeds(name, 64))
+    np.savez(evaluation, **feeds(name, 32, seed=2))
+    return model, calib, evaluation
 
 
 def compare(name: str, model: Path, calib: str, evaluation: str, folder: Path, seconds: float) -> None:

@@ -11,7 +11,6 @@ the model before sharing. `x` is the ratio of the file before to the estimated f
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import tempfile
 import time
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zoo
 
 import onnxcomp
 from onnxcomp.calibration.data import Dataset, open_data
@@ -26,18 +26,13 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Pipeline
 from onnxcomp.runtime import open_session
 
-_SHARED = {
-    "resnet20_cifar10": "cifar_nchw",
-    "resnet56_cifar10": "cifar_nchw",
-    "mlperf_pretrainedResnet_large_float": "cifar_nhwc",
-}
 _SAMPLES = 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=["resnet20_cifar10", "mlperf_kws_dscnn_fp32"])
-    parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[3] / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     parser.add_argument("--bits", type=int, nargs="*", default=[4, 3, 2])
     parser.add_argument("--int8", action="store_true")
     parser.add_argument("--drop", help="also the bits that share-weights chooses for this drop")
@@ -54,9 +49,8 @@ def compare(name: str, args: argparse.Namespace) -> None:
     model = onnxcomp.load(args.zoo / "models" / f"{name}.onnx")
     original = len(model.to_bytes())
     inputs = open_session(model).inputs
-    feeds = args.zoo / "feeds" / _SHARED.get(name, name)
-    calib = limited(open_data(f"{feeds}.calib.npz", inputs), _SAMPLES)
-    evaluation = open_data(f"{feeds}.eval.npz", inputs)
+    calib = limited(open_data(zoo.feeds(args.zoo / "feeds", name, "calib"), inputs), _SAMPLES)
+    evaluation = open_data(zoo.feeds(args.zoo / "feeds", name, "eval"), inputs)
     before = "cleanup,fold-constants,fuse" + (",quantize" if args.int8 else "")
     Pipeline.parse(before).run(model, Context(data=calib))
     metric = _metric(args.zoo, name)
@@ -80,13 +74,9 @@ def compare(name: str, args: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
-def _metric(zoo: Path, name: str) -> Any:
+def _metric(folder_of_zoo: Path, name: str) -> Any:
     """The zoo's own metric of a model, as a function of the model."""
-    spec = importlib.util.spec_from_file_location("zoo_evaluate", zoo / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = zoo.load_evaluation(folder_of_zoo)
 
     def measure(model: Model) -> Any:
         with tempfile.TemporaryDirectory() as folder:

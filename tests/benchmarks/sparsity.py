@@ -17,27 +17,20 @@ the same share of zeros in all weights that can be pruned:
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zoo as files
 
 from onnxcomp import io
 from onnxcomp.calibration.data import open_data
 from onnxcomp.manager import Context, Pipeline
 from onnxcomp.runtime import open_session
 
-ROOT = Path(__file__).resolve().parents[2]
 LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup"
-FEEDS = {
-    "resnet20_cifar10": "cifar_nchw",
-    "resnet56_cifar10": "cifar_nchw",
-    "mlperf_pretrainedResnet_large_float": "cifar_nhwc",
-}
 MODELS = (
     "resnet20_cifar10 resnet56_cifar10 mlperf_pretrainedResnet_large_float mlperf_kws_dscnn_fp32 ppocr_cls "
     "ppocr_en_number_rec magika_standard_v3_3 nnsplit_en espcn_x3_d2s_op18 squeezenet_winml_fp32"
@@ -59,7 +52,7 @@ VARIANTS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=MODELS)
-    parser.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=files.FOLDER)
     parser.add_argument("--ratios", default="0.5,0.7,0.8")
     parser.add_argument("--variants", default=",".join(VARIANTS))
     parser.add_argument("--options", default="", help="further options of the pass, such as pattern=2:4")
@@ -70,7 +63,7 @@ def main() -> None:
 
 def compare(name: str, arguments: Any) -> None:
     """Print a line per variant and share of zeros."""
-    zoo = load_zoo(arguments.zoo)
+    zoo = files.load_evaluation(arguments.zoo)
     model = io.load(arguments.zoo / "models" / f"{name}.onnx")
     Pipeline.parse(LOSSLESS).run(model, Context())
     session = open_session(model)
@@ -91,20 +84,9 @@ def compare(name: str, arguments: Any) -> None:
             )
 
 
-def load_zoo(folder: Path) -> Any:
-    """The zoo's own evaluation script as a module."""
-    spec = importlib.util.spec_from_file_location("zoo_evaluate", folder / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.dont_write_bytecode = True
-    spec.loader.exec_module(module)
-    return module
-
-
 def calibration(name: str, folder: Path, zoo: Any) -> Any:
     if name != "ppocr_en_number_rec":
-        return str(folder / "feeds" / f"{FEEDS.get(name, name)}.calib.npz")
+        return str(files.feeds(folder / "feeds", name, "calib"))
     return {"x": np.concatenate([picture for picture, _ in lines(zoo)[::4]])}
 
 
@@ -120,7 +102,7 @@ def quality(name: str, model: Any, folder: Path, zoo: Any) -> str:
     """The task's metric: accuracy in percent, F1, exact lines, PSNR; agreement for SqueezeNet, which has no labels."""
     if name == "ppocr_en_number_rec":
         return f"{100 * exact_lines(model, zoo):.2f}"
-    evaluation = folder / "feeds" / f"{FEEDS.get(name, name)}.eval.npz"
+    evaluation = files.feeds(folder / "feeds", name, "eval")
     with np.load(evaluation) as file:
         labelled = "labels" in file
     if labelled or name.startswith("squeezenet"):

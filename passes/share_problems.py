@@ -1,0 +1,194 @@
+"""What each weight is to be approximated by, and how well each way to store it does that.
+
+The error of an option is estimated from a sample of its weights as if inputs did not correlate (`codebook.estimated`),
+times what second-order assignment gains on this weight, measured for one codebook without zeros and one for each share
+of zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxcomp.calibration.gram import Gram
+from onnxcomp.passes.bit_plan import Form, Option, Style
+from onnxcomp.passes.codebook import Problem, Shared, channel_scales, estimated, fit, shrunk, support, thinned
+from onnxcomp.passes.pack_choice import estimated_bytes
+from onnxcomp.passes.share_sites import Weight
+from onnxcomp.passes.share_storage import Key, Storage
+
+__all__ = ["PROBE", "Problems", "row_scales"]
+
+Array = npt.NDArray[Any]
+PROBE = 3  # bits at which gain and sensitivity are measured
+_MEASURED = 5  # bits from which on an error falls to a quarter with each
+_INT8 = 127
+_ZEROS = (0.5, 0.65, 0.8, 0.9)
+_BITS_BESIDE_ZEROS = range(1, 6)
+_SPARSE_PROBE = 2  # bits at which the gain of codebooks with zeros is measured
+
+
+class Problems:
+    """Of the weights of one model. `biased` says which operators can have a bias, which takes the mean of the error."""
+
+    def __init__(self, storage: Mapping[Key, Storage], grams: Mapping[Key, Gram], biased: Mapping[Key, bool]) -> None:
+        self._storage = storage
+        self._grams = grams
+        self._biased = biased
+        self._fitted: dict[tuple[Key, Style], Shared] = {}
+        self._supports: dict[tuple[Key, float], Array] = {}
+
+    # --- one weight in one style ---
+
+    def own(self, weight: Weight) -> Problem:
+        """The weight's own problem: its rows, and the moments of its inputs if they are known."""
+        gram = self._grams.get(weight.key)
+        moment = None
+        if gram is not None:
+            moment = gram.covariance if self._biased[weight.key] else gram.products / max(gram.rows, 1)
+            moment = shrunk(moment, gram.rows)
+        return Problem(weight.rows, moment)
+
+    def styled(self, weight: Weight, style: Style, problem: Problem) -> Problem:
+        """A problem with what the form, the zeros of the weight and those of the style ask for."""
+        whole = None if style.form == "tensor" else _INT8
+        if style.form == "codes":
+            codes = weight.layout.rows(np.rint(weight.constant.values.astype(np.float64) / self._scale(weight)))
+            whole = max(1, int(np.abs(codes).max()))
+        found = replace(problem, free=weight.free, whole=whole)
+        return thinned(found, self._support(weight, style.zeros)) if style.zeros else found
+
+    def _support(self, weight: Weight, zeros: float) -> Array:
+        """Which entries of a weight stay, found once: for a fit in sequence, whose rows differ a little, as well."""
+        key = (weight.key, zeros)
+        if key not in self._supports:
+            self._supports[key] = support(replace(self.own(weight), free=weight.free), zeros)
+        return self._supports[key]
+
+    def share(self, weight: Weight, style: Style, problem: Problem) -> Shared:
+        """The best codebook of a style for a problem."""
+        return self._fit(weight, style, self.styled(weight, style, problem))
+
+    def _fit(self, weight: Weight, style: Style, asked: Problem) -> Shared:
+        return fit(asked, self._scales(weight, style.form, asked), style.levels, rounds=_rounds(style.bits))
+
+    def fitted(self, weight: Weight, style: Style) -> Shared:
+        """The weight's own best codebook."""
+        key = (weight.key, style)
+        if key not in self._fitted:
+            self._fitted[key] = self.share(weight, style, self.own(weight))
+        return self._fitted[key]
+
+    def _scales(self, weight: Weight, form: Form, problem: Problem) -> Array:
+        """Scales of the rows, [groups, outputs, 1]."""
+        if form == "channels":
+            return channel_scales(problem)
+        if form == "codes":
+            wide = np.broadcast_to(self._scale(weight), weight.constant.shape)
+            return np.ascontiguousarray(weight.layout.rows(wide)[:, :, :1])
+        return np.ones((*problem.rows.shape[:2], 1))
+
+    def _scale(self, weight: Weight) -> Array:
+        return self._storage[weight.key].scale
+
+    # --- options ---
+
+    def options(self, weight: Weight, wanted: str, bits: range, *, zeros: bool) -> list[Option]:
+        """Ways to store the weight with `bits` each, of the form that is `wanted` or of both; with `zeros` sparse ones
+        as well.
+        """
+        problem = self.own(weight)
+        found = [self._dense(weight, form, bits, problem) for form in self._forms(weight, wanted)]
+        options = [option for row in found for option in row]
+        if zeros:
+            best = min(found, key=lambda row: _at_equal_bytes(row, weight.constant.weight.size))
+            options += self._sparse(weight, best[0].style.form, problem)
+        return options
+
+    def as_it_is(self, weight: Weight) -> Option:
+        """To leave the weight alone."""
+        width = 1 if weight.key in self._storage else weight.constant.dtype.itemsize
+        return Option(Style("plain", 8 * width), float(width * weight.constant.weight.size), 0.0)
+
+    def _forms(self, weight: Weight, wanted: str) -> list[Form]:
+        if weight.key in self._storage:
+            return ["codes"]
+        if wanted == "channels" or (wanted == "auto" and _one_scale_per_row(weight)):
+            return ["channels"] if wanted == "channels" else ["tensor", "channels"]
+        return ["tensor"]
+
+    def _dense(self, weight: Weight, form: Form, bits: range, problem: Problem) -> list[Option]:
+        measured = {min(b, _MEASURED) for b in bits}
+        row = self._row(weight, form, 0.0, measured, PROBE, problem)
+        found = {o.style.bits: o.error for o in row}
+        return [
+            self._option(weight, Style(form, b), found[min(b, _MEASURED)] / 4.0 ** max(b - _MEASURED, 0)) for b in bits
+        ]
+
+    def _sparse(self, weight: Weight, form: Form, problem: Problem) -> list[Option]:
+        free = weight.free
+        there = 0.0 if free is None else 1 - np.count_nonzero(free) / free.size
+        rows = (self._row(weight, form, z, _BITS_BESIDE_ZEROS, _SPARSE_PROBE, problem) for z in _ZEROS if z > there)
+        return [option for row in rows for option in row]
+
+    def _row(
+        self, weight: Weight, form: Form, zeros: float, bits: Iterable[int], probe: int, problem: Problem
+    ) -> list[Option]:
+        """Options with the same zeros. The codebook of `probe` bits is fitted: what it gains, all are taken to gain."""
+        asked = self.styled(weight, Style(form, probe, zeros), problem)
+        scales, power = self._scales(weight, form, asked), max(problem.power, 1e-30)
+        probed = Style(form, probe, zeros)
+        if (weight.key, probed) not in self._fitted:
+            self._fitted[weight.key, probed] = self._fit(weight, probed, asked)
+        estimate = estimated(asked, scales, probed.levels)
+        gain = (self._fitted[weight.key, probed].error - asked.lost) / max(estimate, 1e-30)
+        styles = [Style(form, b, zeros) for b in bits]
+        return [
+            self._option(weight, s, (asked.lost + gain * estimated(asked, scales, s.levels)) / power) for s in styles
+        ]
+
+    def _option(self, weight: Weight, style: Style, error: float) -> Option:
+        return Option(style, self._size(weight, style), error)
+
+    def _size(self, weight: Weight, style: Style) -> float:
+        """Estimated bytes in the file: codes, the codebook, and float32 scales."""
+        free, count = weight.free, weight.constant.weight.size
+        used = round(count * (1 - style.zeros))
+        if free is not None:
+            used = min(used, int(np.count_nonzero(free)))
+        scales = int(np.prod(weight.rows.shape[:2])) if style.form == "channels" else 0
+        entry = weight.constant.dtype.itemsize if style.form == "tensor" else 1
+        dense = (count * (style.levels - 1).bit_length() + 7) // 8
+        codes = min(dense, estimated_bytes(count, used, style.bits))
+        return float(codes + style.levels * entry + 4 * scales)
+
+
+def _rounds(bits: int) -> int:
+    """Turns of indices and centroids: fine codebooks hardly change."""
+    return 3 if bits <= 4 else 1
+
+
+def _at_equal_bytes(row: list[Option], count: int) -> float:
+    """The error of a form, at 3 bits if it has them, were it of the size of the others: a bit is a factor of 4."""
+    option = next((o for o in row if o.style.bits == PROBE), row[0])
+    return float(option.error * 4.0 ** (8 * option.size / count))
+
+
+def _one_scale_per_row(weight: Weight) -> bool:
+    groups, outputs, _ = weight.rows.shape
+    different = np.arange(1.0, groups * outputs + 1).reshape(groups, outputs, 1)
+    return bool(row_scales(weight, different).size == groups * outputs)
+
+
+def row_scales(weight: Weight, scales: Array) -> Array:
+    """Scales of rows [groups, outputs, 1] as an array that broadcasts to the weight, as small as that is."""
+    wide = weight.layout.back(np.broadcast_to(scales, weight.rows.shape))
+    for axis in range(wide.ndim):
+        first = wide.take([0], axis)
+        if np.array_equal(np.broadcast_to(first, wide.shape), wide):
+            wide = first
+    return wide
