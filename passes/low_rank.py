@@ -52,7 +52,9 @@ class Split:
         """`weight` [K, O] and `moment` [K, K], float64."""
         steps = inner(scheme, kernel)
         length = len(weight)
-        damped = moment + np.eye(length) * (_DAMPING * np.trace(moment) / length + 1e-12)
+        # Products in single precision leave errors of the trace's last digit, of either sign.
+        least = max(_DAMPING / length, float(np.finfo(np.float32).eps)) * np.trace(moment) + 1e-12
+        damped = moment + np.eye(length) * least
         outer = length // steps
         whitening = np.einsum("psqs->pq", damped.reshape(outer, steps, outer, steps)) / steps
         factor = np.linalg.cholesky(whitening)

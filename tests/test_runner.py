@@ -135,7 +135,7 @@ def test_values_of_unknown_size_do_not_take_a_run_each(monkeypatch: pytest.Monke
     monkeypatch.setattr(Session, "run", lambda self, *a: (runs.append(a[1]), run(self, *a))[1])
     seen: dict[str, int] = {}
 
-    observe(model, given(model, random_images(16, 8)), ["a", "b", "c"], lambda n, v: seen.update({n: len(v)}))
+    observe(model, given(model, random_images(16, 8)), ["a", "b", "c"], lambda n, v, count: seen.update({n: len(v)}))
 
     assert seen == {"a": 16, "b": 16, "c": 16}
     assert len(runs) <= 2
