@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import onnx
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onnxcomp.errors import OnnxcompError, UsageError
@@ -44,6 +44,7 @@ PASSES = st.one_of(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a busy machine, not of the data
 @given(st.lists(PASSES, max_size=4))
 def test_the_text_of_a_pipeline_parses_back_to_an_equal_pipeline(passes: list[Pass]) -> None:
     quantize_last = sorted(passes, key=lambda p: p.name == "quantize")
