@@ -23,7 +23,7 @@ from onnxcomp.passes.dim_plan import Budget, allocate, levels, uniform
 from onnxcomp.passes.dim_proof import provable, removal_error
 from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import recurrent_sites
-from onnxcomp.passes.dim_sensitivity import Sensitivity, affordable
+from onnxcomp.passes.dim_sensitivity import Sensitivity, affordable, longest
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
@@ -208,7 +208,8 @@ class Search:
         ctx = self.ctx
         sensitivity = Sensitivity(
             self.coupling, self.sites, self.grams, self.fit, self.judges.probing, samples=self._samples,
-            threads=ctx.threads, memory=ctx.memory, seed=ctx.seed, repaired=self.options.repair,
+            longest=longest(len(self.groups)), threads=ctx.threads, memory=ctx.memory, seed=ctx.seed,
+            repaired=self.options.repair,
         )  # fmt: skip
         found += [Curve(g, g.units, np.array([0.0, 1.0]), "ablation") for g in self.groups if not g.axes]
         return sensitivity.measure(found, self.grid, self.options.min_width, ctx.progress)

@@ -23,7 +23,7 @@ from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.repair import compensate, resolve
 from onnxcomp.passes.surgery import remove
 
-__all__ = ["Sensitivity", "affordable"]
+__all__ = ["Sensitivity", "affordable", "longest"]
 
 _PROBES = (0.3, 0.65)  # shares of a group that go when it is measured alone
 _ROWS = 8192  # output positions that an operator is fitted on here
@@ -31,12 +31,20 @@ _NEAREST = 6  # operators that are repaired; the error of a removed branch falls
 _MOST_SAMPLES, _LEAST_SAMPLES = 128, 8
 _RUNS = 3  # of the model for a sample of a measurement: the original's and the pruned one's to fit, the latter to judge
 _WORK = 6e12  # multiplications for all measurements: some minutes on one core
+_SOLVED = 4  # times that an operator's normal equations are solved, about
+_LENGTHS = range(256, 8193, 64)
 _WORST = 1e6
 
 
 def affordable(macs: float, groups: int) -> int:
     """Samples per measurement for a model of so many multiplications per sample and so many groups."""
     return int(np.clip(_WORK / (_RUNS * len(_PROBES) * max(groups, 1) * max(macs, 1.0)), _LEAST_SAMPLES, _MOST_SAMPLES))
+
+
+def longest(groups: int) -> int:
+    """Entries of the rows of operators that are repaired here: K of them take R K^2 + S K^3 multiplications."""
+    each = _WORK / (len(_PROBES) * max(groups, 1) * _NEAREST)
+    return max((k for k in _LENGTHS if _ROWS * k**2 + _SOLVED * k**3 <= each), default=_LENGTHS.start)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Sensitivity:
     data: Dataset
     judge: Judge
     samples: int
+    longest: int
     threads: int
     memory: int
     seed: int
@@ -80,6 +89,6 @@ class Sensitivity:
             few = limited(self.data, self.samples)
             resolve(
                 cut, few, samples=None, threads=self.threads, seed=self.seed, memory=self.memory, nearest=_NEAREST,
-                rows=_ROWS,
+                longest=self.longest, rows=_ROWS,
             )  # fmt: skip
         return min(10 ** (-self.judge.score(cut.model)[0] / 10), _WORST)

@@ -85,18 +85,20 @@ def resolve(
     seed: int,
     memory: int = 1 << 30,
     nearest: int | None = None,
+    longest: int | None = None,
     rows: int | None = None,
     refine: bool = False,
     progress: Callable[[float, str], None] = lambda share, what: None,
 ) -> Repaired:
-    """Fit every operator behind a removal, in order, in `cut.model`; of them the first `nearest` ones if it is given.
+    """Fit every operator behind a removal, in order, in `cut.model`; of them the first `nearest` ones if it is given,
+    and of these none with rows of more than `longest` entries.
 
     `rows` is the number of output positions to fit each operator on, by default as many as its unknowns call for.
     `refine` trains pairs of operators together after that: see dim_refine.py.
 
     Raises DataError if the data do not fit the model.
     """
-    tasks = list(_tasks(cut))[:nearest]
+    tasks = [t for t in list(_tasks(cut))[:nearest] if longest is None or t.site.length <= longest]
     errors: dict[str, tuple[float, float]] = {}
     replay = Replay(cut.model, data, samples=samples, threads=threads, memory=memory)
     per_batch = [-(-count // max(replay.batches, 1)) for count in rows_of(tasks, memory, rows)]
