@@ -18,17 +18,12 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import zoo
 
 from onnxcomp.bench import benchmark
 from onnxcomp.timing import FASTER, SAME
 
-_MODELS = {  # model: its feeds
-    "mnist_cntk": "mnist_cntk",
-    "hand_keypoint_mlp": "hand_keypoint_mlp",
-    "mlperf_kws_dscnn_fp32": "mlperf_kws_dscnn_fp32",
-    "resnet20_cifar10": "cifar_nchw",
-    "sevenseg_cls_dith": "sevenseg_cls_dith",
-}
+_MODELS = ("mnist_cntk", "hand_keypoint_mlp", "mlperf_kws_dscnn_fp32", "resnet20_cifar10", "sevenseg_cls_dith")
 
 
 def main() -> None:
@@ -36,15 +31,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--first", type=int, default=0, help="number of the first run, to go on after a break")
-    parser.add_argument("--zoo", type=Path, default=Path(__file__).parents[3] / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     args = parser.parse_args()
     false, ratios, floors = 0, [], []
     for run in range(args.first, args.first + args.runs):
-        name = list(_MODELS)[run % len(_MODELS)]
+        name = _MODELS[run % len(_MODELS)]
         model = args.zoo / "models" / f"{name}.onnx"
         with tempfile.TemporaryDirectory() as folder:
             copy = shutil.copy(model, Path(folder) / "copy.onnx")
-            found = compare(run, [model, copy], feeds(args.zoo, _MODELS[name]), args.seconds)
+            found = compare(run, [model, copy], feeds(args.zoo, name), args.seconds)
         false += found.models[1].verdict != SAME
         ratios.append(abs(np.log(found.models[1].speedup)))
         floors.append(found.noise_floor)
@@ -52,15 +47,15 @@ def main() -> None:
     if ratios:
         largest, usual = np.quantile(ratios, [1.0, 0.5])
         print(f"measured differences: median {usual:.2%}, largest {largest:.2%}; median floor {np.median(floors):.1%}")
-    real, data = args.runs // 10, feeds(args.zoo, "cifar_nchw")
+    real, data = args.runs // 10, feeds(args.zoo, "resnet20_cifar10")
     models = [args.zoo / "models" / f"{name}.onnx" for name in ("resnet56_cifar10", "resnet20_cifar10")]
     hits = sum(compare(run, models, data, args.seconds).models[1].verdict == FASTER for run in range(real))
     print(f"A/B: {hits} of {real} real differences found")
 
 
-def feeds(zoo: Path, name: str) -> list[dict[str, Any]]:
+def feeds(folder: Path, name: str) -> list[dict[str, Any]]:
     """Four samples, one in each feed."""
-    with np.load(zoo / "feeds" / f"{name}.eval.npz") as stored:
+    with np.load(zoo.feeds(folder / "feeds", name, "eval")) as stored:
         arrays = {key: stored[key] for key in stored.files if key != "labels"}
     return [{key: value[i : i + 1] for key, value in arrays.items()} for i in range(4)]
 

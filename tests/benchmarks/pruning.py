@@ -29,16 +29,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import zoo
+
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 LOSSLESS = "cleanup,fold-constants,cleanup,fuse,cleanup"
-TRAINED = {
-    "resnet20_cifar10": "cifar_nchw",
-    "resnet56_cifar10": "cifar_nchw",
-    "mlperf_pretrainedResnet_large_float": "cifar_nhwc",
-    "mlperf_kws_dscnn_fp32": "mlperf_kws_dscnn_fp32",
-    "mnist_cntk": "mnist_cntk",
-}
+TRAINED = (
+    *("resnet20_cifar10", "resnet56_cifar10", "mlperf_pretrainedResnet_large_float"),
+    *("mlperf_kws_dscnn_fp32", "mnist_cntk"),
+)
 PEER = """
 import sys, onnx, onnxsim
 from onnxsim.pruning import apply_structured_pruning
@@ -51,7 +50,7 @@ def main() -> None:
     parser.add_argument("what", choices=("coverage", "accuracy", "budget"))
     parser.add_argument("--peers", default="")
     parser.add_argument("--only", default="")
-    parser.add_argument("--zoo", type=Path, default=ROOT.parent / "shared" / "zoo")
+    parser.add_argument("--zoo", type=Path, default=zoo.FOLDER)
     parser.add_argument("--shares", default="0.75,0.6,0.5")
     parser.add_argument("--options", default="", help="further options of the pass, such as price=macs")
     parser.add_argument("--drop", type=float, default=0.01)
@@ -140,12 +139,13 @@ def accuracy(arguments: Any) -> None:
     from onnxcomp.manager import Context, Pipeline
     from onnxcomp.runtime import open_session
 
+    folder = arguments.zoo / "feeds"
     print(f"{'network':36s}   macs  params  float    cut repaired  faster     s")
-    for name, feeds in ((n, f) for n, f in TRAINED.items() if arguments.only in n):
+    for name in (n for n in TRAINED if arguments.only in n):
         model = io.load(arguments.zoo / "models" / f"{name}.onnx")
         Pipeline.parse(LOSSLESS).run(model, Context())
-        data = open_data(arguments.zoo / "feeds" / f"{feeds}.calib.npz", open_session(model).inputs)
-        with np.load(arguments.zoo / "feeds" / f"{feeds}.eval.npz") as file:
+        data = open_data(str(zoo.feeds(folder, name, "calib")), open_session(model).inputs)
+        with np.load(zoo.feeds(folder, name, "eval")) as file:
             evaluation = dict(file)
         for share in arguments.shares.split(","):
             spec = ":".join([f"prune-channels:macs={share}", *filter(None, [arguments.options])])
@@ -172,13 +172,13 @@ def budget(arguments: Any) -> None:
 
     folder = arguments.zoo / "feeds"
     for path in sorted((arguments.zoo / "models").glob(f"*{arguments.only}*.onnx")):
-        feeds = TRAINED.get(path.stem, path.stem)
-        if not (folder / f"{feeds}.calib.npz").exists():
+        parts = [str(zoo.feeds(folder, path.stem, part)) for part in ("calib", "eval")]
+        if not Path(parts[0]).exists():
             continue
         model = io.load(path)
         Pipeline.parse(LOSSLESS).run(model, Context())
         inputs = open_session(model).inputs
-        calibration, evaluation = (open_data(folder / f"{feeds}.{part}.npz", inputs) for part in ("calib", "eval"))
+        calibration, evaluation = (open_data(part, inputs) for part in parts)
         begin = time.perf_counter()
         pruned = model.copy()
         context = Context(data=limited(calibration, 512), max_drop=arguments.drop)
