@@ -124,6 +124,15 @@ class Graph(gs.Graph):
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
+    def tensors_here(self) -> Iterator[Any]:
+        """Every tensor of this scope, nested ones left out; one as often as it is named."""
+        yield from self.inputs
+        yield from self.outputs
+        yield from self.initializers
+        for node in self.nodes:
+            yield from node.inputs
+            yield from node.outputs
+
     def scopes(self) -> Iterator[Graph]:
         """This scope and all scopes nested in it, outer before inner."""
         stack = [self]

@@ -90,7 +90,7 @@ class Model:
     def fresh(self, wish: str) -> str:
         """A value name that no scope uses yet: `wish`, or `wish` with a number behind it."""
         if self._names is None:
-            self._names = {t.name for scope in self.scopes() for t in _tensors(scope)}
+            self._names = {t.name for scope in self.scopes() for t in scope.tensors_here()}
         name = next(
             n for n in itertools.chain([wish], (f"{wish}_{i}" for i in itertools.count(1))) if n not in self._names
         )
@@ -187,12 +187,3 @@ def _constant_node(node: Node) -> Weight | None:
         if name in _CONSTANT_FORMS and not isinstance(value, (AttributeRef, onnx.AttributeProto)):
             return Weight.from_array(np.asarray(value, _CONSTANT_FORMS[name]))
     return None
-
-
-def _tensors(scope: Graph) -> Iterator[Any]:
-    yield from scope.inputs
-    yield from scope.outputs
-    yield from scope.initializers
-    for node in scope.nodes:
-        yield from node.inputs
-        yield from node.outputs

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from onnxcomp.graph import Graph, Model
+from onnxcomp.graph import Model
 
 __all__ = ["shortened"]
 
@@ -21,22 +21,13 @@ def shortened(model: Model) -> Model:
     kept = {t.name for t in (*copy.graph.inputs, *copy.graph.outputs)}
     uses: Counter[Any] = Counter()
     for scope in copy.graph.scopes():
-        uses.update(t for t in _values(scope) if t.name and t.name not in kept)
+        uses.update(t for t in scope.tensors_here() if t.name and t.name not in kept)
         for node in scope.nodes:
             node.name = ""
     free = (name for name in _names() if name not in kept)
     for (tensor, _), name in zip(uses.most_common(), free, strict=False):
         tensor.name = name
     return copy
-
-
-def _values(scope: Graph) -> Iterator[Any]:
-    yield from scope.inputs
-    yield from scope.outputs
-    yield from scope.initializers
-    for node in scope.nodes:
-        yield from node.inputs
-        yield from node.outputs
 
 
 def _names() -> Iterator[str]:

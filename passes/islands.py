@@ -11,7 +11,7 @@ is within the budget; whole runs, because each border between int8 and float cos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,20 +38,17 @@ Slowdown = Callable[[Candidate, Candidate], float]
 
 @dataclass(frozen=True)
 class Price:
-    """What units cost in float: a share of the model's multiplications, at most `budget`; or, with `slowdown`, the run
-    time of the second of two candidates relative to the first, as measured.
+    """What units cost in float: a share of the multiplications of `model`, at most `budget`; or, with `slowdown`, the
+    run time of the second of two candidates relative to the first, as measured.
     """
 
-    shares: Mapping[str, float]
+    model: Model
     budget: float
     slowdown: Slowdown | None = None
 
-    @classmethod
-    def of(cls, best: Candidate, model: Model, budget: float, slowdown: Slowdown | None = None) -> Price:
-        return cls(_shares(_weighted(best), model), budget, slowdown)
-
-    def affordable(self, unit: Unit) -> bool:
-        return self.slowdown is not None or self.shares.get(unit.key, 1.0) <= self.budget
+    def affordable(self, best: Candidate, unit: Unit) -> bool:
+        """Whether a unit of `best` may stay in float as far as that is known without a measurement."""
+        return self.slowdown is not None or _shares(_weighted(best), self.model)[unit.key] <= self.budget
 
     def fair(self, old: Candidate, new: Candidate) -> bool:
         """Whether `new` is so much closer that it may take so much longer."""
@@ -69,7 +66,7 @@ def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     """
     start = best
     for _ in range(_ROUNDS):
-        tried = [build(_with_float(best, [u])) for u in _first(best)[:_ABREAST] if price.affordable(u)]
+        tried = [build(_with_float(best, [u])) for u in _first(best)[:_ABREAST] if price.affordable(start, u)]
         better = max(tried, key=lambda c: c.score, default=best)
         if not _weighted(better) or better.score < best.score + _WORTH or not price.fair(start, better):
             break
@@ -81,7 +78,7 @@ def tail_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     """Try the last weighted unit in float."""
     weighted = _weighted(best)
     last = weighted[-1] if len(weighted) > 1 else None
-    if last is None or not price.affordable(last) or (price.slowdown is None and last.node.op == "Conv"):
+    if last is None or not price.affordable(best, last) or (price.slowdown is None and last.node.op == "Conv"):
         return best
     tried = build(_with_float(best, [last]))
     return tried if tried.score >= best.score + _WORTH and price.fair(best, tried) else best

@@ -107,7 +107,7 @@ class Search:
             best = self._keep_better("second-order rounding", best, self._rounded(nearest, seen))
         if self.options.islands:
             self.ctx.progress(0.5, "trying the first layers in float")
-            best = first_in_float(best, self._build, self._price(best))
+            best = first_in_float(best, self._build, self._price())
         # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
         if self._second_order and self.held_out and _rounding_cost(best) <= _CHEAP:
             tried = self._rounded(replace(nearest, skip=best.decisions.skip), seen, noisy=True)
@@ -220,7 +220,7 @@ class Search:
         return best
 
     def _with_islands(self, best: Candidate) -> Candidate:
-        best = tail_in_float(best, self._build, self._price(best))
+        best = tail_in_float(best, self._build, self._price())
         rare = self.judge.rare_outputs()
         best = heads_in_float(best, self._build, self.model, rare, self.options.island_cost)
         allowed = self.ctx.max_drop * _MARGIN
@@ -230,15 +230,15 @@ class Search:
             self.trail["float islands"] = best.score
         return best
 
-    def _price(self, best: Candidate) -> Price:
+    def _price(self) -> Price:
         """Islands cost time where it is measured, multiplications elsewhere."""
         if not self._timed:
-            return Price.of(best, self.model, self.options.island_cost)
+            return Price(self.model, self.options.island_cost)
 
         def slowdown(old: Candidate, new: Candidate) -> float:
             return 1 / speed_ratio(old.model, new.model, self._one_sample(), threads=self.ctx.threads)
 
-        return Price.of(best, self.model, self.options.island_cost, slowdown)
+        return Price(self.model, self.options.island_cost, slowdown)
 
     @property
     def _timed(self) -> bool:

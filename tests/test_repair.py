@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx.parser
 import pytest
@@ -14,7 +16,7 @@ from onnxcomp.passes.dim_readers import Reader
 from onnxcomp.passes.dim_recurrent import expose_states, recurrent_sites
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import couple
-from onnxcomp.passes.repair import compensate, resolve
+from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
@@ -113,6 +115,19 @@ def test_zeros_of_a_sparse_weight_stay(reader: str, method: str) -> None:
     assert np.square(after - expected).mean() < np.square(before - expected).mean()
 
 
+def without_three_channels(proto: onnx.ModelProto, shapes: dict[str, tuple[int, ...]]) -> tuple[Cut, Any, Repaired]:
+    """A model with random weights, of which "m" has lost three outputs and the rest was solved anew, and the data."""
+    rng = np.random.default_rng(0)
+    for name, shape in shapes.items():
+        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
+    model = plain_form(from_proto(proto))
+    coupling = couple(model)
+    producer = next(t for g in coupling.groups for t, _ in g.axes if t.name.startswith("m"))
+    cut = remove(coupling, coupling.label(producer, 0)[:3].tolist())
+    x = {"x": rng.normal(size=(40, 8, 6, 6)).astype(np.float32)}
+    return cut, x, resolve(cut, open_data(x, open_session(model).inputs), samples=None, threads=1, seed=0)
+
+
 def test_an_error_ahead_of_a_sum_with_a_shortcut_is_fitted_after_it() -> None:
     text = """<ir_version: 8, opset_import: ["" : 17]> net (float[n, 8, 6, 6] x) => (float[n, 4, 6, 6] y) {
         a = Conv (x, m)
@@ -122,21 +137,15 @@ def test_an_error_ahead_of_a_sum_with_a_shortcut_is_fitted_after_it() -> None:
         y = Conv (z, w3)
     }"""
     proto = onnx.parser.parse_model(text)
-    rng = np.random.default_rng(0)
-    for name, shape in (("m", (12, 8, 1, 1)), ("w1", (6, 12, 1, 1)), ("w2", (6, 12, 3, 3)), ("w3", (4, 6, 1, 1))):
-        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
     for node in proto.graph.node:
         if node.output[0] == "r":
             node.attribute.append(onnx.helper.make_attribute("pads", [1, 1, 1, 1]))
-    model = plain_form(from_proto(proto))
-    coupling = couple(model)
-    producer = next(t for g in coupling.groups for t, _ in g.axes if t.name.startswith("m"))
-    cut = remove(coupling, coupling.label(producer, 0)[:3].tolist())
-    x = {"x": rng.normal(size=(40, 8, 6, 6)).astype(np.float32)}
-    found = resolve(cut, open_data(x, open_session(model).inputs), samples=None, threads=1, seed=0)
+    cut, x, found = without_three_channels(
+        proto, {"m": (12, 8, 1, 1), "w1": (6, 12, 1, 1), "w2": (6, 12, 3, 3), "w3": (4, 6, 1, 1)}
+    )
     for before, after in found.errors.values():
         assert after < before
-    expected, after_all = open_session(model).run(x)[0], open_session(cut.model).run(x)[0]
+    expected, after_all = open_session(cut.coupling.model).run(x)[0], open_session(cut.model).run(x)[0]
     assert np.square(expected - after_all).mean() < 0.05 * np.square(expected).mean()
 
 
@@ -191,14 +200,6 @@ def test_a_bool_may_live_between_two_fitted_operators() -> None:
             z = Where (g, s, a)
             y = Conv (z, w2)
         }""")
-    rng = np.random.default_rng(0)
-    for name, shape in (("m", (12, 8, 1, 1)), ("w1", (12, 12, 1, 1)), ("w2", (4, 12, 1, 1))):
-        proto.graph.initializer.append(numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), name))
-    model = plain_form(from_proto(proto))
-    coupling = couple(model)
-    producer = next(t for g in coupling.groups for t, _ in g.axes if t.name.startswith("m"))
-    cut = remove(coupling, coupling.label(producer, 0)[:3].tolist())
-    x = {"x": rng.normal(size=(40, 8, 6, 6)).astype(np.float32)}
-    found = resolve(cut, open_data(x, open_session(model).inputs), samples=None, threads=1, seed=0)
+    _, _, found = without_three_channels(proto, {"m": (12, 8, 1, 1), "w1": (12, 12, 1, 1), "w2": (4, 12, 1, 1)})
     before, after = found.errors["Conv(s)"]
     assert after < 0.01 * before
