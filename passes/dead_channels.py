@@ -30,8 +30,8 @@ class DeadChannels(Pass):
 
     def run(self, model: Model, ctx: Context) -> Mapping[str, Any]:
         if not worth_a_look(model):  # the analysis behind it runs the model
-            return {"removed": {}}
+            return {}
         removed = remove_without_loss(model, plain_form(model), ctx)
         if removed:
             Cleanup().run(model, Context())  # constants that the analysis had taken apart, weights that were replaced
-        return {"removed": removed}
+        return removed
