@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -25,6 +26,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
 
+_FEW = 8  # decisions that may be equal by chance
 Z95 = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 
 
@@ -34,8 +36,9 @@ class ClassStats:
 
     `top5` counts decisions where the original's class is among the candidate's five best. `hard_flips` are
     changed decisions that the original took by more than twice its own noise. `kl` is the sum of
-    KL(original || candidate) in nats. With labels: `original` and `optimized` count right answers, `lost` and
-    `gained` those that changed.
+    KL(original || candidate) in nats. `first` and `last` are the lowest and highest class that the original
+    decided for, `distributions` counts its rows that are probabilities. With labels: `original` and `optimized`
+    count right answers, `lost` and `gained` those that changed.
     """
 
     classes: int = 0
@@ -44,6 +47,9 @@ class ClassStats:
     top5: int = 0
     hard_flips: int = 0
     kl: float = 0.0
+    first: int = sys.maxsize
+    last: int = -1
+    distributions: int = 0
     labelled: int = 0
     original: int = 0
     optimized: int = 0
@@ -52,7 +58,20 @@ class ClassStats:
 
     def __add__(self, other: ClassStats) -> ClassStats:
         sums = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
-        return ClassStats(**{**sums, "classes": max(self.classes, other.classes)})
+        extremes = {
+            "classes": max(self.classes, other.classes),
+            "first": min(self.first, other.first),
+            "last": max(self.last, other.last),
+        }
+        return ClassStats(**{**sums, **extremes})
+
+    @property
+    def telling(self) -> bool:
+        """Whether agreement says something: several values of which the same one is always largest may be no classes.
+
+        Probabilities always are, and so are fewer decisions than 8.
+        """
+        return self.rows < _FEW or self.first != self.last or self.distributions == self.rows
 
     def to_json(self) -> dict[str, Any]:
         """Shares with their 95 % Wilson intervals."""
@@ -103,6 +122,9 @@ def compare_scores(a: Float, b: Float, labels: Array | None, noise: float) -> Cl
         top5=int(np.count_nonzero(better < 5)),
         hard_flips=int(hard.sum()),
         kl=_kl_divergence(a, b),
+        first=int(ours.min(initial=sys.maxsize)),
+        last=int(ours.max(initial=-1)),
+        distributions=int(np.count_nonzero(distributions(a))),
     )
     return scores + compare_decisions(ours, theirs, labels)
 

@@ -20,6 +20,7 @@ from onnxcomp.pipelines import asked_pipeline, chosen_pipeline, planning
 from onnxcomp.probe import probe
 from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
+from onnxcomp.reference import Reference
 from onnxcomp.registry import load_pass
 from onnxcomp.rollback import Done, Repair, Step, kept_whole, repaired
 from onnxcomp.runtime import open_session
@@ -36,6 +37,8 @@ __all__ = ["Job"]
 
 _QUICK = 16  # samples of the check after a lossless pass
 _VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
+_KEEP = 1 << 27  # bytes of the original's outputs that are remembered from check to check
+_SMALL = 1 << 28  # bytes of an original that stays open from check to check
 _LOSSLESS = "lossless passes"
 
 
@@ -150,16 +153,25 @@ class Job:
         return self._trials.stands(model)
 
     @functools.cached_property
+    def _small(self) -> bool:
+        """Whether the original may stay in memory from check to check."""
+        path = self.original if isinstance(self.original, Path) else None
+        return (len(self.original) if path is None else io.model_bytes(path)) < _SMALL
+
+    @functools.cached_property
+    def _side(self) -> Reference:
+        return Reference(self.original, threads=self.options.threads, keep=_KEEP)
+
+    @functools.cached_property
     def _trials(self) -> Trials:
         assert self.samples.verification is not None
         return Trials(
-            self.original,
+            self._side,
             self.samples.verification,
             max_drop=self.options.max_drop,
             metric=self.metric,
             samples=_VERIFY_LIMIT,
             exclude=self.samples.calibration_hashes,
-            threads=self.options.threads,
         )
 
     def _checked(self, step: Step, done: Done, repair: Repair) -> tuple[Done, Verification | None]:
@@ -177,7 +189,7 @@ class Job:
 
     def _verify(self, model: Model, *, effect: Effect, samples: int, original: Any = None) -> Verification:
         return verify(
-            self.original if original is None else original,
+            (self._side if self._small else self.original) if original is None else original,
             model,
             self.samples.verification,
             effect=effect,

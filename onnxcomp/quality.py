@@ -99,7 +99,9 @@ def output_roles(outputs: Mapping[str, Array], count: int, labels: Array | None 
 
 
 def quality(stats: Mapping[str, OutputStats]) -> Quality:
-    """The drop of Quality by labels if there are any, else by class decisions, else by the worst output."""
+    """The drop of Quality by labels if there are any, else by class decisions that tell something, else by the worst
+    output.
+    """
     decided = [(n, s.role, s.classes) for n, s in stats.items() if s.classes is not None and s.classes.rows]
     scores = [(n, c) for n, role, c in decided if role == "classes"]
     votes = [(n, c) for n, role, c in decided if role == "predictions"]
@@ -107,6 +109,7 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         if n := c.labelled:
             ci = _paired_interval(c.lost, c.gained, n)
             return Quality("accuracy", c.original / n, c.optimized / n, (c.lost - c.gained) / n, ci, name)
+    scores = [(n, c) for n, c in scores if c.telling]
     only_votes = all(s.role in ("predictions", "discrete") for s in stats.values())
     if heads := scores or (votes if only_votes else []):
         name, c = min(heads, key=lambda head: head[1].top1 / head[1].rows)

@@ -82,6 +82,10 @@ class Session:
         arrays = {name: np.asarray(value) for name, value in feeds.items()}  # numpy scalars are no arrays to it
         return list(self.native.run(None if outputs is None else list(outputs), arrays))
 
+    def run_again(self, feeds: Mapping[str, Array]) -> list[Any]:
+        """All outputs computed anew, also by sessions that remember those of earlier runs."""
+        return self.run(feeds)
+
 
 def open_session(
     model: Any,

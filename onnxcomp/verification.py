@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp import io
 from onnxcomp.calibration.data import Batch, Dataset, sample_hashes
 from onnxcomp.comparison import Pair, compare, compare_edges, compare_runs, cut, line
 from onnxcomp.edges import empty_axes
-from onnxcomp.errors import DataError, ModelError, ResourceError, UsageError
-from onnxcomp.graph import Model
+from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.interface import interface_changes
-from onnxcomp.metrics import Tolerance
-from onnxcomp.noise import Noise, measure_noise, tolerances
 from onnxcomp.quality import Metric
+from onnxcomp.reference import Reference, fixed, read_proto
 from onnxcomp.runtime import Session, open_session
-from onnxcomp.serde import export_model
-from onnxcomp.storage import DOMAIN, plain
 from onnxcomp.synthesis import usable_inputs
 from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Effect", "Verdict", "Verification", "choose", "read_proto", "verify"]
+__all__ = ["Effect", "Verdict", "Verification", "choose", "verify"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -56,6 +51,8 @@ def verify(
 ) -> Verification:
     """Compare `candidate` with `original` (paths, bytes, ModelProtos or Models) on `data`.
 
+    The original can be a Reference, which runs once for many candidates; then its threads and provider count.
+
     `effect` says what the candidate promises: "exact" equal bits with ONNX Runtime's optimizations off
     (signed zeros count as equal); "float" errors within 4 times the original's own noise or the tolerance of
     the float type; "lossy" a quality drop (see Quality) of at most `max_drop`, a fraction. `metric`(outputs,
@@ -73,9 +70,10 @@ def verify(
     """
     if effect not in ("exact", "float", "lossy") or not max_drop >= 0 or (samples is not None and samples < 1):
         raise UsageError(f"cannot verify with effect {effect!r}, max_drop {max_drop!r}, samples {samples!r}")
-    original, candidate = _fixed(original), _fixed(candidate)
-    proto = read_proto(original, "original")
-    reference, optimize = _open_original(original, effect, threads, provider)
+    side = original if isinstance(original, Reference) else Reference(original, threads=threads, provider=provider)
+    candidate, proto = fixed(candidate), side.proto
+    optimize = _opened(side, effect)
+    reference = side.session(optimize=optimize)
     source = f"inputs synthesized from the graph (seed {seed})" if data is None else data.source
     blank = Verification("failed", effect, source, 0, 0, None, {}, {}, ())
     session, changes = _open_candidate(candidate, proto, reference, optimize)
@@ -85,12 +83,14 @@ def verify(
     chosen = choose(batches, frozenset(exclude), samples, reference)
     first = _some(chosen)
     batches_seen = [batch for batch, _ in first if batch is not None]
-    floor, variants = tolerances(proto, provider), _variants(original, optimize, threads, provider)
-    # Exact candidates get no allowance: all that matters is whether the original repeats itself.
-    noise = _noise(reference, [] if effect == "exact" else variants, [b.feeds for b in batches_seen], floor)
+    try:  # exact candidates get no allowance: all that matters is whether the original repeats itself
+        noise = side.noise([b.feeds for b in batches_seen], optimize=optimize, vary=effect != "exact")
+    except Exception as error:
+        raise DataError(f"the original does not run on the data: {line(error)}") from error
+    on_disk = edges and isinstance(side.model, (str, os.PathLike))
     pair = Pair(
-        reference, session, effect, noise, floor, variants, metric, _reporter(progress, data, samples),
-        empty_axes(original, reference.inputs) if edges and isinstance(original, (str, os.PathLike)) else frozenset(),
+        reference, session, effect, noise, side.floor, side.variants(optimize=optimize), metric,
+        _reporter(progress, data, samples), empty_axes(side.model, reference.inputs) if on_disk else frozenset(),
     )  # fmt: skip
     seen, one = Evidence(), next(iter(batches_seen), None)
     compare(seen, pair, itertools.chain(first, chosen))
@@ -98,16 +98,6 @@ def verify(
         compare_runs(seen, pair, one)
         compare_edges(seen, pair, proto, one, seed)
     return judge(blank, seen, noise, metric=metric, max_drop=max_drop, synthetic=data is None)
-
-
-def _fixed(model: Any) -> Any:
-    """The model in a form that is not made anew for every session; ModelError if there is no such file."""
-    if isinstance(model, (str, os.PathLike)) and not os.path.isfile(model):
-        raise ModelError(f"there is no model file {os.fspath(model)}")
-    try:
-        return model.to_bytes() if isinstance(model, Model) else model
-    except ResourceError:  # above the 2 GB of one message every session is handed the weights anew
-        return model
 
 
 def _reporter(progress: Progress | None, data: Dataset | None, samples: int | None) -> Callable[[int], None]:
@@ -121,37 +111,16 @@ def _reporter(progress: Progress | None, data: Dataset | None, samples: int | No
     return report
 
 
-def read_proto(model: Any, what: str) -> onnx.ModelProto:
-    """The structure of a model in any form; ModelError says that the one called `what` cannot be read."""
-    import onnx
-
-    if isinstance(model, onnx.ModelProto):
-        return model
-    if isinstance(model, Model):
-        return export_model(model)[0]
-    try:
-        if isinstance(model, bytes):
-            return _unpacked(onnx.load_model_from_string(model), None)
-        return _unpacked(onnx.load_model(os.fspath(model), load_external_data=False), model)
-    except Exception as error:
-        raise ModelError(f"the {what} is not a readable ONNX file: {error}") from error
-
-
-def _unpacked(proto: onnx.ModelProto, path: Any) -> onnx.ModelProto:
-    """The structure with packed weights as plain ones: inputs are made up from the constants that they meet."""
-    if all(f.domain != DOMAIN for f in proto.functions):
-        return proto
-    return export_model(plain(io.load(proto if path is None else path)))[0]
-
-
-def _open_original(original: Any, effect: Effect, threads: int, provider: str) -> tuple[Session, bool]:
-    """The original's session, and whether ONNX Runtime optimizes: not for "exact" if it runs without."""
+def _opened(side: Reference, effect: Effect) -> bool:
+    """Whether ONNX Runtime optimizes the original: not for "exact" if it runs without."""
     if effect == "exact":
         try:
-            return open_session(original, provider=provider, threads=threads, optimize=False), False
+            side.session(optimize=False)
+            return False
         except ModelError:
             pass  # some operators run only after the optimizer has inserted casts or changed layouts
-    return open_session(original, provider=provider, threads=threads), True
+    side.session(optimize=True)
+    return True
 
 
 def _open_candidate(
@@ -204,25 +173,3 @@ def _some(chosen: Iterator[tuple[Batch | None, int]]) -> list[tuple[Batch | None
             break
         first.append(item)
     return first
-
-
-def _variants(original: Any, optimize: bool, threads: int, provider: str) -> list[Callable[[], Session]]:
-    """The original computed in other ways: optimizations the other way round, another number of threads."""
-    return [
-        lambda: open_session(original, provider=provider, threads=threads, optimize=not optimize),
-        lambda: open_session(
-            original, provider=provider, threads=2 if threads == 1 else 1, optimize=optimize
-        ),
-    ]
-
-
-def _noise(
-    reference: Session,
-    variants: Sequence[Callable[[], Session]],
-    feeds: Sequence[Mapping[str, Array]],
-    floor: Tolerance,
-) -> Noise:
-    try:
-        return measure_noise(reference, variants, feeds, floor)
-    except Exception as error:
-        raise DataError(f"the original does not run on the data: {line(error)}") from error

@@ -272,6 +272,22 @@ def test_wilson_interval_has_the_published_values(k: int, n: int, low: float, hi
     assert wilson(k, n) == pytest.approx((low, high), abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ref", "kind"),
+    [
+        (np.tile([1.0, 2.0, 4.0], (9, 1)), "sqnr"),
+        (np.tile([1.0, 2.0, 4.0], (7, 1)), "agreement"),
+        (np.tile([0.25, 0.25, 0.5], (9, 1)), "agreement"),
+        (np.concatenate([np.tile([1.0, 2.0, 4.0], (8, 1)), [[1.0, 8.0, 4.0]]]), "agreement"),
+    ],
+)
+def test_scores_of_which_the_same_one_always_wins_are_no_classes_unless_they_are_probabilities(
+    ref: np.ndarray, kind: str
+) -> None:
+    halves = [measure("classes", part, part * 1.1, count=len(part)) for part in (ref[:4], ref[4:])]
+    assert quality({"y": halves[0] + halves[1]}).kind == kind
+
+
 def test_adding_nothing_changes_nothing() -> None:
     stats = measure("classes", np.eye(3), np.eye(3)[::-1], count=3)
     assert OutputStats("classes", ErrorStats(), ClassStats()) + stats == stats

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxcomp import trials as module
 from onnxcomp.calibration.data import open_data
 from onnxcomp.graph import Model
+from onnxcomp.reference import Reference
 from onnxcomp.runtime import Session, open_session
 from onnxcomp.serde import from_proto
 from onnxcomp.trials import Trials
@@ -35,8 +35,8 @@ def data() -> Any:
 
 
 def trials(**options: Any) -> Trials:
-    given = {"max_drop": 0.01, "metric": None, "samples": 2048, "exclude": (), "threads": 1, **options}
-    return Trials(network().to_bytes(), data(), **given)
+    given = {"max_drop": 0.01, "metric": None, "samples": 2048, "exclude": (), "keep": 1 << 20, **options}
+    return Trials(Reference(network(), keep=given.pop("keep")), data(), **given)
 
 
 @pytest.mark.parametrize("change", [0.0, 0.05, 0.099, 0.101, 0.5, float("nan")])
@@ -56,12 +56,12 @@ def test_the_original_runs_once_for_all_candidates(monkeypatch: pytest.MonkeyPat
 
     assert answers == [True, False, True]
     batches = sum(1 for _ in data().batches())
-    assert sum(s is ours._original.session for s in runs) == batches + 2  # twice for what is random in it
+    own = ours._original.session(optimize=True).session
+    assert sum(s is own for s in runs) == batches + 2  # twice for what is random in it
 
 
-def test_outputs_that_are_too_many_to_keep_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LIMIT", 1)
-    ours = trials()
+def test_outputs_that_are_too_many_to_keep_are_computed_again() -> None:
+    ours = trials(keep=1)
 
     assert [ours.stands(network(c)) for c in (0.0, 0.5, 0.05, 0.5)] == [True, False, True, False]
 
