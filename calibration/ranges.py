@@ -5,12 +5,15 @@ last = 2^b - 1, s = (hi - lo) / last, z = round(-lo / s), with lo <= 0 <= hi so 
 first = -2^(b-1), last = 2^(b-1) - 1, s = max(|lo|, |hi|) / last, z = 0.
 
 Methods: `minmax` takes the extremes; `percentile` cuts the outermost share of values; `mse` minimizes the expected
-squared error sum_i n_i (Q(c_i) - c_i)^2 over lo and hi; `entropy` minimizes the Kullback-Leibler divergence between
-the histogram and its quantized form (the formulation of TensorRT: 8-bit Inference, S. Migacz, 2017).
+squared error sum_i n_i (Q(c_i) - c_i)^2 over lo and hi, that of clipped values four times, as these errors have one
+sign and fall on few samples (measured: YOLOv8n 33 -> 37 dB, text detection 12 -> 15 dB, ResNets unchanged); `entropy`
+minimizes the Kullback-Leibler divergence between the histogram and its quantized form (the formulation of TensorRT:
+8-bit Inference, S. Migacz, 2017).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -20,10 +23,21 @@ import numpy.typing as npt
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.errors import UsageError
 
-__all__ = ["Method", "QuantParameters", "choose", "parameters", "squared_error"]
+__all__ = [
+    "Function",
+    "Method",
+    "QuantParameters",
+    "choose",
+    "clipping_errors",
+    "parameters",
+    "rounding_errors",
+    "squared_error",
+]
 
 Array = npt.NDArray[Any]
 Method = Literal["minmax", "percentile", "mse", "entropy"]
+Function = Callable[[Array], Array]  # elementwise
+CLIPPED = 4.0  # times that errors of clipped values count when a range is chosen
 _ENTROPY_BINS = 2048
 
 
@@ -73,9 +87,17 @@ def parameters(low: float, high: float, *, signed: bool = False, bits: int = 8) 
 
 
 def choose(
-    statistics: TensorStatistics, method: Method, *, signed: bool = False, share: float = 0.9999, bits: int = 8
+    statistics: TensorStatistics,
+    method: Method,
+    *,
+    signed: bool = False,
+    share: float = 0.9999,
+    bits: int = 8,
+    through: Function | None = None,
 ) -> QuantParameters:
     """Scale and zero point for what was seen of a tensor. `share` is the part of values that `percentile` keeps.
+
+    `mse` minimizes the error of through(x) where all that reads the tensor is this elementwise function.
 
     Raises UsageError for an unknown method or a number of bits that is not from 2 to 8.
     """
@@ -92,17 +114,43 @@ def choose(
     elif method == "entropy":
         low, high = _entropy(centers, counts, low, high, signed, bits)
     elif method == "mse":
-        low, high = _mse(statistics, low, high, signed, bits)
+        low, high = _mse(statistics, low, high, signed, bits, through)
     return parameters(low, high, signed=signed, bits=bits)
 
 
 def squared_error(statistics: TensorStatistics, chosen: QuantParameters) -> float:
     """Expected squared error of a value, by the histogram."""
-    total = max(float(statistics.histogram.bins()[1].sum()), 1.0)
-    edges, counts = _edges(statistics, chosen.bits)
     low, high = np.array([chosen.low]), np.array([chosen.high])
-    error = _errors(edges, counts, low, high, chosen.signed, chosen.bits)
-    return float(error[0]) / total
+    return float(rounding_errors(statistics, low, high, chosen.signed, chosen.bits, clipped=1.0)[0])
+
+
+def rounding_errors(
+    statistics: TensorStatistics,
+    lows: Array,
+    highs: Array,
+    signed: bool = False,
+    bits: int = 8,
+    *,
+    through: Function | None = None,
+    negative_only: bool = False,
+    clipped: float = CLIPPED,
+) -> Array:
+    """Expected squared error of a value for each of several ranges (float64); errors of clipping count `clipped` times.
+
+    With `through`, of through(value); with `negative_only`, what negative values contribute.
+    """
+    total = max(float(statistics.histogram.bins()[1].sum()), 1.0)
+    edges, counts = _edges(statistics, bits)
+    if negative_only:
+        counts = np.where(edges[1] <= 0, counts, 0).astype(np.float32)
+    return _errors(edges, counts, lows, highs, signed, bits, through, clipped) / total
+
+
+def clipping_errors(statistics: TensorStatistics, lows: Array, highs: Array) -> Array:
+    """The part of `rounding_errors` that comes from values outside of each of several ranges (float64)."""
+    centers, counts = statistics.histogram.bins()
+    outside = np.maximum(lows[:, None] - centers, 0) + np.maximum(centers - highs[:, None], 0)
+    return np.asarray(CLIPPED * (np.square(outside) @ counts) / max(float(counts.sum()), 1.0))
 
 
 def _grid(low: Array, high: Array, signed: bool, bits: int) -> tuple[Array, Array]:
@@ -124,13 +172,15 @@ def _percentile(centers: Array, counts: Array, low: float, high: float, share: f
     return max(low, min(lowest, 0.0)), min(high, max(highest, 0.0))
 
 
-def _mse(statistics: TensorStatistics, low: float, high: float, signed: bool, bits: int) -> tuple[float, float]:
+def _mse(
+    statistics: TensorStatistics, low: float, high: float, signed: bool, bits: int, through: Function | None
+) -> tuple[float, float]:
     """Coordinate search: shrink one end, then the other, first in coarse and then in fine steps."""
     edges, counts = _edges(statistics, bits)
     if signed:  # one search: both ends depend on the larger one
         low, high = -max(-low, high), max(-low, high)
     full = (low, high)
-    best = float(_errors(edges, counts, np.array([low]), np.array([high]), signed, bits)[0])
+    best = float(_errors(edges, counts, np.array([low]), np.array([high]), signed, bits, through)[0])
     floor = 0.2 if bits == 8 else 0.05  # of the range: fewer codes clip more
     for steps in (np.linspace(1.0, floor, 25), np.linspace(1.04, 0.96, 11), np.linspace(1.008, 0.992, 7)):
         for end in (1,) if signed else (1, 0):
@@ -138,7 +188,7 @@ def _mse(statistics: TensorStatistics, low: float, high: float, signed: bool, bi
                 continue
             highs = np.minimum(high * steps, full[1]) if end else np.full(steps.shape, high)
             lows = np.full(steps.shape, low) if end else np.maximum(low * steps, full[0])
-            errors = _errors(edges, counts, -highs if signed else lows, highs, signed, bits)
+            errors = _errors(edges, counts, -highs if signed else lows, highs, signed, bits, through)
             found = int(errors.argmin())
             if errors[found] < best:
                 best, high = float(errors[found]), float(highs[found])
@@ -165,8 +215,19 @@ def _edges(statistics: TensorStatistics, bits: int) -> tuple[Array, Array]:
     return joined.astype(np.float32), np.add.reduceat(counts, first).astype(np.float32)
 
 
-def _errors(edges: Array, counts: Array, lows: Array, highs: Array, signed: bool, bits: int) -> Array:
+def _errors(
+    edges: Array,
+    counts: Array,
+    lows: Array,
+    highs: Array,
+    signed: bool,
+    bits: int,
+    through: Function | None = None,
+    clipped: float = CLIPPED,
+) -> Array:
     """The summed squared error for each of several ranges, values spread evenly inside of their bins.
+
+    Errors of values outside of the range count `clipped` times.
 
     In units of the scale, with k the code of u, the integral of (u - k)^2 from 0 to u is k / 12 + (u - k)^3 / 3, also
     where k is clipped. A bin at the end of the range is wider than a code, so its center alone would tell nothing.
@@ -187,7 +248,30 @@ def _errors(edges: Array, counts: Array, lows: Array, highs: Array, signed: bool
     rest += code
     wide = width > 0
     mean = np.where(wide, (rest[1] - rest[0]) / np.where(wide, width, 1), square[0])
+    if clipped != 1:
+        units = edges.mean(axis=0, dtype=np.float32) / scale.astype(np.float32)[:, None]
+        outside = (units < (first - zero_point - 0.5)[:, None]) | (units > (last - zero_point + 0.5)[:, None])
+        mean = np.where(outside, clipped * mean, mean)
+    if through is not None:
+        mean = mean * _slopes(through, edges.mean(axis=0, dtype=np.float64), scale, zero_point, first, last)
     return np.asarray((mean @ counts).astype(np.float64) * np.square(scale))
+
+
+def _slopes(
+    through: Function, centers: Array, scale: Array, zero_point: Array, first: float, last: float
+) -> Array:
+    """By what the function multiplies squared errors: [ranges, bins].
+
+    Inside of the range its mean slope over one step around the value; where values are clipped that of the line from
+    the value to the end of the range.
+    """
+    step = scale[:, None]
+    ends = [((limit - zero_point) * scale)[:, None] for limit in (first, last)]
+    clipped = np.clip(centers[None], *ends)
+    inside = np.abs(clipped - centers) <= step / 2
+    left = np.where(inside, centers - step / 2, centers)
+    right = np.where(inside, centers + step / 2, clipped)
+    return np.asarray(np.square((through(right) - through(left)) / (right - left)))
 
 
 def _entropy(centers: Array, counts: Array, low: float, high: float, signed: bool, bits: int) -> tuple[float, float]:

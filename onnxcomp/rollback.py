@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
 
-from onnxcomp.blame import Clock, guilty
+from onnxcomp.blame import Clock, first_bad, guilty
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Pass, PassRecord, Refusal, run_pass
 from onnxcomp.serde import export_model, import_model
@@ -63,7 +63,8 @@ Repair = Callable[[Step, Done, Check], tuple[Done, Verification]]
 def repaired(step: Step, done: Done, check: Check) -> tuple[Done, Verification]:
     """`done` as it is if it stands the check; else without the fewest rewrites that have to go, named in `dropped`.
 
-    Where that does not help, or would be all of them, the record says in `reverted` why all is taken back.
+    Where no few of a lossy pass are to blame, its first rewrites stay, as many as stand the check. Where that does not
+    help, or would leave none, the record says in `reverted` why all is taken back.
     """
     whole, found = kept_whole(step, done, check)
     if whole.record.reverted is None:
@@ -78,9 +79,32 @@ def repaired(step: Step, done: Done, check: Check) -> tuple[Done, Verification]:
         rest = step.run(deny=frozenset(denied))
         again = check(rest.model)
         if again.verdict != "failed" and rest.record.rewrites:
-            dropped = tuple(Refusal(text, reason) for text in done.rewrites if text in denied)
-            return replace(rest, record=replace(rest.record, dropped=tuple(dict.fromkeys(dropped)))), again
-    return whole, found
+            return _without(rest, [text for text in done.rewrites if text in denied], reason), again
+    return (_first_ones(step, done, check, reason) if step.one.effect == "lossy" else None) or (whole, found)
+
+
+def _first_ones(step: Step, done: Done, check: Check, reason: str) -> tuple[Done, Verification] | None:
+    """The pass up to the last rewrite that stands the check."""
+    stood: dict[int, tuple[Done, Verification]] = {}
+
+    def good(count: int) -> bool:
+        part = step.run(limit=count)
+        found = check(part.model)
+        if found.verdict != "failed" and part.record.rewrites:
+            stood[count] = part, found
+        return count in stood
+
+    count, _ = first_bad(len(done.rewrites), good, Clock(_SECONDS))
+    if count not in stood:
+        return None
+    part, found = stood[count]
+    return _without(part, list(done.rewrites[count:]), reason), found
+
+
+def _without(rest: Done, texts: Sequence[str], reason: str) -> Done:
+    """`rest` with an account of the rewrites that it lacks."""
+    dropped = tuple(Refusal(text, reason) for text in dict.fromkeys(texts))
+    return replace(rest, record=replace(rest.record, dropped=dropped))
 
 
 def kept_whole(step: Step, done: Done, check: Check) -> tuple[Done, Verification]:

@@ -27,7 +27,7 @@ from onnxcomp.passes.dim_sensitivity import Sensitivity, affordable, longest
 from onnxcomp.passes.dim_sites import collect_grams, sites
 from onnxcomp.passes.dims import Coupling
 from onnxcomp.passes.importance import Curve, Method, curves
-from onnxcomp.passes.judge import Judges, prudent
+from onnxcomp.passes.judge import Assessed, Judges, prudent
 from onnxcomp.passes.repair import Repaired, compensate, resolve
 from onnxcomp.passes.surgery import Cut, remove
 
@@ -50,8 +50,8 @@ class _Candidate:
     removed: Sequence[int]
     proof: float | None
     repaired: Repaired
-    before: tuple[float, float, float] | None = None
-    after: tuple[float, float, float] | None = None
+    before: Assessed | None = None
+    after: Assessed | None = None
 
 
 class Search:

@@ -29,6 +29,7 @@ _ROUNDS = 4
 _ABREAST = 4  # units that no other comes before, at most; more are the branches of a model without a beginning
 _WORTH = 0.3  # dB that an island has to bring
 _PER_PERCENT = 0.2  # dB that it has to bring in addition for each percent of the run time
+_LOSS = 1.0  # dB that an island may cost where it saves time
 _MOST = 5.0  # percent that islands for a little more accuracy may take
 
 Build = Callable[[Decisions], Candidate]
@@ -51,11 +52,12 @@ class Price:
         return self.slowdown is not None or _shares(_weighted(best), self.model)[unit.key] <= self.budget
 
     def fair(self, old: Candidate, new: Candidate) -> bool:
-        """Whether `new` is so much closer that it may take so much longer."""
-        if self.slowdown is None:
-            return True
+        """Whether `new` is so much closer that it may take so much longer, or so much faster for what it loses."""
+        gain = new.score - old.score
+        if self.slowdown is None or gain < -_LOSS:
+            return gain >= _WORTH
         percent = 100 * (self.slowdown(old, new) - 1)
-        return percent <= _MOST and new.score - old.score >= _WORTH + _PER_PERCENT * percent
+        return percent <= _MOST and gain >= _WORTH + _PER_PERCENT * percent
 
 
 def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
@@ -68,7 +70,9 @@ def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     for _ in range(_ROUNDS):
         tried = [build(_with_float(best, [u])) for u in _first(best)[:_ABREAST] if price.affordable(start, u)]
         better = max(tried, key=lambda c: c.score, default=best)
-        if not _weighted(better) or better.score < best.score + _WORTH or not price.fair(start, better):
+        if better is best or not _weighted(better) or not price.fair(best, better):
+            break
+        if best is not start and not price.fair(start, better):  # all of them together
             break
         best = better
     return best
@@ -81,7 +85,7 @@ def tail_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     if last is None or not price.affordable(best, last) or (price.slowdown is None and last.node.op == "Conv"):
         return best
     tried = build(_with_float(best, [last]))
-    return tried if tried.score >= best.score + _WORTH and price.fair(best, tried) else best
+    return tried if price.fair(best, tried) else best
 
 
 def _weighted(candidate: Candidate) -> list[Unit]:

@@ -1,15 +1,17 @@
 """How close a candidate is to the float model, in one number, on samples that calibration did not see.
 
-The score is the signal-to-quantization-noise ratio in dB, 10 log10(sum y^2 / sum (y - y')^2), mean over the outputs.
+The SQNR is 10 log10(sum y^2 / sum (y - y')^2) dB, mean over the outputs. A few samples can hold most of the noise, and
+chance says which; so candidates that ought to be about as good are told apart by the `typical` ratio, in which errors
+count by their norm e_i = ||y_i - y_i'|| per sample: 20 log10(sqrt(mean ||y_i||^2) / mean e_i).
 Where an output is a Softmax, its input is compared: probabilities saturate and hide what rounding did to the scores.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from onnxcomp.calibration.runner import expose
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
 
-__all__ = ["Judge", "Judges", "acceptable", "prudent"]
+__all__ = ["Assessed", "Judge", "Judges", "acceptable", "prudent"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
@@ -41,7 +43,16 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
     return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
 
 
-def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -> bool:
+class Assessed(NamedTuple):
+    """What was found: SQNR and typical SQNR in dB, the drop, and the drop to expect (see `Judge.assess`)."""
+
+    sqnr: float
+    drop: float
+    expected: float
+    typical: float
+
+
+def prudent(assessed: Sequence[float], budget: float, counted: int) -> bool:
     """Whether what `Judge.assess` found on `counted` samples with classes leaves the drop on others within the budget.
 
     The drop to expect counts as well as the drop seen. Classes of samples that the model was trained on change last, so
@@ -50,7 +61,7 @@ def prudent(assessed: tuple[float, float, float], budget: float, counted: int) -
     (1 + n budget) stays. Where no classes are counted (0) the drop is a ratio of powers, which a few samples measure.
     The last candidate that passes is the one that these samples flatter most: a quarter of the budget is kept back.
     """
-    sqnr, drop, expected = assessed
+    sqnr, drop, expected = assessed[:3]
     least = max(budget, 1e-3)
     share = counted * least / (1 + counted * least) if counted else 1.0
     return max(drop, expected) <= _SPENT * budget and sqnr >= -10 * math.log10(least * share)
@@ -68,6 +79,7 @@ class Judge:
     ) -> None:
         self._threads = threads
         self._feeds: list[Mapping[str, Array]] = []
+        self._counts: list[int] = []
         self._expected: list[list[Array]] = []
         self._powers: dict[str, list[float]] = {o.name: [] for o in reference.graph.outputs}
         names = _compared(reference)
@@ -77,6 +89,7 @@ class Judge:
             values = [np.asarray(v) for v in session.run(batch.feeds, names)]
             held += sum(v.nbytes for v in values)
             self._feeds.append(batch.feeds)
+            self._counts.append(batch.count)
             self._expected.append(values)
             for powers, value in zip(self._powers.values(), values, strict=False):  # the inputs of a Softmax follow
                 powers.extend(_powers(value, batch.count))
@@ -98,32 +111,34 @@ class Judge:
         return found
 
     def score(self, candidate: Model) -> tuple[float, float]:
-        """`assess` without the expected drop."""
-        score, drop, _ = self.assess(candidate)
-        return score, drop
+        """SQNR in dB and drop of `assess`."""
+        return self.assess(candidate)[:2]
 
-    def assess(self, candidate: Model) -> tuple[float, float, float]:
+    def assess(self, candidate: Model) -> Assessed:
         """SQNR in dB, mean over the float outputs (before a Softmax), and the drop in quality.
 
         The drop is the share of samples whose class changes if the only output is [samples, classes], else noise power
         / signal power of the worst output as it is. Minus infinity and infinity if an output is not finite.
 
-        The last number is the drop to expect: where classes are counted, the share that would change if errors of this
+        The drop to expect: where classes are counted, the share that would change if errors of this
         power fell on the samples' margins by chance. It says something where few samples change, or none.
         """
         names = _compared(candidate)
         outputs = len(candidate.graph.outputs)
         session = expose(candidate, names, threads=self._threads)
-        signal, noise = np.zeros(len(names)), np.zeros(len(names))
+        signal, noise, norms, units = np.zeros((4, len(names)))
         rows, changed = 0, 0
         margins, errors = [], []
-        for feeds, expected in zip(self._feeds, self._expected, strict=True):
+        for feeds, count, expected in zip(self._feeds, self._counts, self._expected, strict=True):
             for i, (x, y) in enumerate(zip(expected, session.run(feeds, names), strict=True)):
                 if x.dtype.kind != "f":
                     continue
                 wide = x.astype(np.float64)
                 signal[i] += np.square(wide).sum()
-                noise[i] += np.square(wide - y).sum()
+                powers = _powers(wide - y, count)
+                noise[i] += sum(powers)
+                norms[i] += np.sqrt(powers).sum()
+                units[i] += len(powers)
                 if outputs == 1 and i == 0 and _has_classes(x):
                     rows += len(x)
                     changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
@@ -131,17 +146,21 @@ class Judge:
                     margins.append(_margins(wide))
                     errors.append(wide - y)
         if not np.isfinite(noise).all():
-            return float("-inf"), float("inf"), float("inf")
+            return Assessed(-math.inf, math.inf, math.inf, -math.inf)
         # An output without signal (a head that found nothing) says nothing about rounding.
         ratios = np.where(signal > 0, np.maximum(noise, 1e-12 * signal) / np.where(signal > 0, signal, 1), np.nan)
         before = ratios[outputs:]
         if np.isnan(before).all():
-            return float("inf"), 0.0, 0.0
+            return Assessed(math.inf, 0.0, 0.0, math.inf)
         worst = float(np.nanmax(ratios[:outputs])) if not np.isnan(ratios[:outputs]).all() else 0.0
-        score = float(np.nanmean(-10 * np.log10(before)))
+        sqnr = float(np.nanmean(-10 * np.log10(before)))
+        # Of the noise power what is left when errors count by their norm: 1 where all samples have the same.
+        even = (np.square(norms) / np.maximum(units * noise, 1e-300))[outputs:][~np.isnan(before)]
+        typical = sqnr - float(np.mean(10 * np.log10(np.where(even > 0, even, 1.0))))
         if not rows:
-            return score, worst, worst
-        return score, changed / rows, _expected(margins, errors) if margins else changed / rows
+            return Assessed(sqnr, worst, worst, typical)
+        drop = changed / rows
+        return Assessed(sqnr, drop, _expected(margins, errors) if margins else drop, typical)
 
 
 def _parts(data: Dataset, samples: int, enough: int | None) -> Iterator[Batch]:

@@ -17,6 +17,7 @@ from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.calibration.store import Statistics, model_hash
 from onnxcomp.graph import Model, producer
 from onnxcomp.passes.placement import Placement, Unit
+from onnxcomp.passes.rectified import with_effective_terms
 
 __all__ = ["Moments", "observe_inputs"]
 
@@ -58,12 +59,15 @@ def observe_inputs(
 ) -> Moments:
     """Observe every value whose range is to be chosen and, with `grams`, the input of every weighted unit.
 
+    Of a term of a rectified sum only what the sum takes from it counts (rectified.py).
+
     `samples` is the number of samples in all where `data` is one shard of several: each shard then takes its part of
     the rows, and the shards merge to what one pass gives.
     """
     # Of every 8-bit value, as another one may decide a shared range when units go back to float.
     wanted = {t.name: t for t in plan.quantized}
-    sources = {name: _source(plan, tensor, wanted) for name, tensor in wanted.items()}
+    watched, effective = with_effective_terms(model, plan)
+    sources = {name: effective.get(name, _source(plan, tensor, wanted)) for name, tensor in wanted.items()}
     statistics = {source: TensorStatistics() for source in dict.fromkeys(sources.values())}
     by_input = _by_input(plan.units, memory) if grams else {}
     found: dict[str, Gram] = {}
@@ -80,7 +84,7 @@ def observe_inputs(
             gram.flush()  # so that batches give the same numbers in any order
 
     count = observe(
-        model, data, list(by_input), take,
+        watched, data, list(by_input), take,
         threads=threads, memory=memory, progress=progress, summaries=statistics, after_batch=flush,
     )  # fmt: skip
     require_finite(statistics, data)

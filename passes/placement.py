@@ -26,14 +26,14 @@ from onnxcomp.linear import Linear, linear
 from onnxcomp.manager import Context
 from onnxcomp.shapes import Shapes
 
-__all__ = ["Placement", "Unit", "addend_of", "place", "why_no_weight"]
+__all__ = ["MOVES", "Placement", "Unit", "addend_of", "place", "why_no_weight"]
 
 Array = npt.NDArray[Any]
 
 # 8-bit kernels with output parameters of their own.
 _OWN = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid", "Relu", "Clip"})
 # Operators that move values: the output has the parameters of the input, the codes do not change.
-_SAME = frozenset(
+MOVES = frozenset(
     {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Split",
      "DepthToSpace", "SpaceToDepth", "Tile", "Pad"}
 )  # fmt: skip
@@ -146,7 +146,7 @@ def place(
         if quantized:
             for output in [unit.output] if len(node.outputs) == 1 else node.outputs:
                 plan.quantized.setdefault(output)
-                if view is None and node.op in _SAME:
+                if view is None and node.op in MOVES:
                     plan.same[output] = node.inputs[0]
     _drop_idle(plan, outputs)
     _share_with_concat(plan, outputs)
@@ -183,7 +183,7 @@ def why_no_weight(node: Node) -> str:
 
 def _goes_along(model: Model, node: Node, plan: Placement, shapes: Shapes) -> bool:
     """Whether a node without weights runs on 8-bit values: all its data inputs are, and a kernel exists."""
-    if node.op in _SAME:
+    if node.op in MOVES:
         data = [node.inputs[0]]
         if node.op == "Pad" and not _pads_with_zero(model, node):
             return False

@@ -4,7 +4,8 @@ Histograms and second moments are collected once. Candidates are judged on calib
 
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. channels rescaled by smoothing (smooth.py) and equalization (equalize.py), where that clearly wins;
-3. second-order rounding of the weights (rounding.py), kept if the outputs get closer;
+3. second-order rounding of the weights (rounding.py), kept if the outputs get closer; the ranges again, and one scale
+   for values that meet in a sum (common_grids.py), likewise;
 4. the first layers in float, where that is worth their time (islands.py); then weights re-solved for the noise that
    rounding adds to their inputs, likewise;
 5. sequential bias correction (bias_correction.py), likewise;
@@ -20,21 +21,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.ranges import Method, choose, squared_error
+from onnxcomp.calibration.ranges import Method, QuantParameters, choose, squared_error
 from onnxcomp.calibration.split import limited
 from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bias_correction import Corrector
 from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
+from onnxcomp.passes.common_grids import on_common_grids
 from onnxcomp.passes.islands import Price, first_in_float, heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.moments import Moments, observe_inputs
-from onnxcomp.passes.placement import Placement
+from onnxcomp.passes.placement import Placement, Unit
+from onnxcomp.passes.read_through import read_through
 from onnxcomp.passes.rescale import equalized, smoothed
-from onnxcomp.passes.rounding import round_with
+from onnxcomp.passes.rounding import round_shared
 from onnxcomp.shapes import infer
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ _CLEARLY = 0.5  # dB by which a choice has to win that may have won by chance
 _CHEAP = 5e9  # multiplications up to which rounding is done a second time
 _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _CORRECTION_SAMPLES = 64  # for means
+_ENTRIES = (1.0, 8.0)  # weights tried for values at the head of a chain of sums
 _METHODS: tuple[Method, ...] = ("mse", "minmax", "percentile")
 
 
@@ -66,6 +70,14 @@ def _rounding_cost(candidate: Candidate) -> float:
     """Multiplications of rounding all weights, about: weights times inputs of each."""
     views = [u.view for u in candidate.units if u.view is not None]
     return float(sum(v.weight.weight.size * v.weight.weight.size / max(v.outputs, 1) for v in views))
+
+
+def _sharing(units: list[Unit], decisions: Decisions) -> list[list[Unit]]:
+    """Units in groups that have one weight in common: it stays one."""
+    groups: dict[tuple[int, bool], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((id(decisions.weights[unit.key]), unit.takes_bias), []).append(unit)
+    return list(groups.values())
 
 
 class Search:
@@ -105,12 +117,14 @@ class Search:
         nearest = best.decisions
         if self._second_order:
             best = self._keep_better("second-order rounding", best, self._rounded(nearest, seen))
+        best = self._ranged_again(best, seen)
         if self.options.islands:
             self.ctx.progress(0.5, "trying the first layers in float")
             best = first_in_float(best, self._build, self._price())
         # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
         if self._second_order and self.held_out and _rounding_cost(best) <= _CHEAP:
-            tried = self._rounded(replace(nearest, skip=best.decisions.skip), seen, noisy=True)
+            start = replace(nearest, skip=best.decisions.skip, chosen=best.decisions.chosen)
+            tried = self._rounded(start, seen, noisy=True)
             best = self._keep_better("weights for rounded inputs", best, tried)
         if self.options.bias_correction:
             best = self._corrected(best)
@@ -168,40 +182,77 @@ class Search:
 
     def _build(self, decisions: Decisions) -> Candidate:
         candidate = build(self.model, decisions, self.options.ops, self.layout)
-        score, drop = self.judge.score(candidate.model)
-        return replace(candidate, score=score, drop=drop)
+        found = self.judge.assess(candidate.model)
+        return replace(candidate, score=(found.sqnr + found.typical) / 2, drop=found.drop)
 
     def _best_ranges(
         self, seen: Moments, skip: frozenset[str], *, what: str = "", methods: tuple[Method, ...] = ()
     ) -> Candidate:
-        methods = methods or (_METHODS if self.options.ranges == "auto" else (self.options.ranges,))
+        """The best candidate of the methods to choose ranges, with weights rounded to nearest."""
         plan = self._place(self.model, skip)
+        start = first_decisions(plan, skip, {}, self.limit)
+        return self._ranged(start, self._ranges(seen, plan, methods), what)
+
+    def _ranges(
+        self, seen: Moments, plan: Placement, methods: tuple[Method, ...] = ()
+    ) -> dict[Method, dict[str, QuantParameters]]:
+        """The parameters of all values by each method."""
+        methods = methods or (_METHODS if self.options.ranges == "auto" else (self.options.ranges,))
+        functions, signed = read_through(plan), self.layout.signed
+        return {
+            method: {
+                name: choose(found, method, signed=signed, through=functions.get(name))
+                for name, found in seen.statistics.items()
+            }
+            for method in methods
+        }
+
+    def _ranged(
+        self, decisions: Decisions, ranges: Mapping[Method, Mapping[str, QuantParameters]], what: str
+    ) -> Candidate:
         found: list[Candidate] = []
-        for number, method in enumerate(methods):
-            self.ctx.progress(number / len(methods), f"ranges: {method}")
-            chosen = {name: choose(s, method, signed=self.layout.signed) for name, s in seen.statistics.items()}
-            built = self._build(first_decisions(plan, skip, chosen, self.limit))
-            found.append(replace(built, ranges=method))
+        for number, (method, chosen) in enumerate(ranges.items()):
+            self.ctx.progress(number / len(ranges), f"ranges: {method}")
+            found.append(replace(self._build(replace(decisions, chosen=chosen)), ranges=method))
             self.trail[f"{what}ranges {method}"] = found[-1].score
         # What a percentile cuts off may matter on samples that are not here.
         return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
 
+    def _ranged_again(self, best: Candidate, seen: Moments) -> Candidate:
+        """The ranges chosen once more, now that the weights add less noise of their own, and common grids."""
+        plan = self._place(self.model, best.decisions.skip)
+        if self._second_order:
+            best = self._keep_better(
+                "ranges again", best, self._ranged(best.decisions, self._ranges(seen, plan), "second-order rounding, ")
+            )
+        for entry in _ENTRIES if self.layout is CPU else ():
+            shared = on_common_grids(plan, best.decisions.chosen, seen.statistics, entry)
+            if shared is not None:
+                tried = self._build(replace(best.decisions, chosen=shared))
+                best = self._keep_better(f"common grids {entry:g}", best, tried)
+        return best
+
     def _rounded(self, decisions: Decisions, seen: Moments, *, noisy: bool = False) -> Candidate:
-        """With `noisy`, weights are re-solved for inputs that rounding has made noisy; see `round_with`."""
+        """With `noisy`, weights are re-solved for inputs that rounding has made noisy; see `round_shared`."""
         weights, biases = dict(decisions.weights), dict(decisions.biases)
         plan = self._place(self.model, decisions.skip)
-        units = [u for u in plan.units if u.view is not None]
-        for number, unit in enumerate(units):
-            self.ctx.progress(number / len(units), "second-order rounding")
-            gram = seen.grams.get(unit.key)
-            if gram is not None and unit.view is not None:
-                value = unit.node.inputs[0]
-                chosen = decisions.chosen[plan.root(value).name]
-                noise = squared_error(seen.statistics[value.name], chosen) if noisy else 0.0
-                nearest, centered = decisions.weights[unit.key], unit.takes_bias
-                weights[unit.key], shift = round_with(
-                    unit.view, nearest, gram, centered=centered, limit=self.limit, noise=noise
-                )
+        groups = _sharing([u for u in plan.units if u.view is not None and u.key in seen.grams], decisions)
+        for number, units in enumerate(groups):
+            self.ctx.progress(number / len(groups), "second-order rounding")
+            first = units[0]
+            assert first.view is not None
+            inputs = [unit.node.inputs[0] for unit in units]
+            errors = [squared_error(seen.statistics[t.name], decisions.chosen[plan.root(t).name]) for t in inputs]
+            weight, shifts = round_shared(
+                first.view,
+                decisions.weights[first.key],
+                [seen.grams[u.key] for u in units],
+                centered=first.takes_bias,
+                limit=self.limit,
+                noise=sum(errors) / len(errors) if noisy else 0.0,
+            )
+            for unit, shift in zip(units, shifts, strict=True):
+                weights[unit.key] = weight
                 if unit.takes_bias:
                     biases[unit.key] = biases[unit.key] + shift
         return self._build(replace(decisions, weights=weights, biases=biases))

@@ -15,7 +15,7 @@ purpose a zero keeps code 0, so that no compensation brings back what was pruned
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import QuantizedWeight
 from onnxcomp.passes.sparse_patterns import held_zeros
 
-__all__ = ["Snap", "as_rows", "from_rows", "round_groups", "round_to_grid", "round_with"]
+__all__ = ["Snap", "as_rows", "from_rows", "round_groups", "round_shared", "round_to_grid", "round_with"]
 
 Array = npt.NDArray[Any]
 Snap = Callable[[Array], Array]  # the value of the grid that is nearest to each number
@@ -62,19 +62,37 @@ def round_with(
     counts, and the change is of no use. `noise` is the variance that rounding adds to each input: the weight to come
     close to is then the one that is best behind it, W C (C + noise I)^-1 (ridge regression).
     """
+    rounded, shifts = round_shared(view, nearest, [gram], centered=centered, limit=limit, noise=noise)
+    return rounded, shifts[0]
+
+
+def round_shared(
+    view: Linear,
+    nearest: QuantizedWeight,
+    grams: Sequence[Gram],
+    *,
+    centered: bool = True,
+    limit: int = 127,
+    noise: float = 0.0,
+) -> tuple[QuantizedWeight, list[Array]]:
+    """`round_with` for operators that share a weight, with the second moments of each: one weight, and a change of the
+    bias for each of them.
+    """
     w = as_rows(view, view.weight.values.astype(np.float64) * view.alpha)
     groups, outputs, _ = w.shape
     scales = nearest.scales.astype(np.float64).reshape(groups, outputs, 1)
-    covariance, mean = gram.covariance if centered else gram.products / max(gram.rows, 1), gram.mean
+    rows = sum(gram.rows for gram in grams)
+    moments = [gram.covariance if centered else gram.products / max(gram.rows, 1) for gram in grams]
+    covariance = np.sum([gram.rows / max(rows, 1) * c for gram, c in zip(grams, moments, strict=True)], axis=0)
     codes = np.empty(w.shape)
     free = np.ones(w.shape, bool) if held_zeros(w) is None else w != 0
     for g in range(groups):
         noisy = covariance[g] + noise * np.eye(len(covariance[g]))
         target = np.linalg.solve(noisy, covariance[g] @ w[g].T).T if noise > 0 else w[g]
         codes[g] = round_to_grid(target, scales[g], noisy, lambda v: np.clip(np.rint(v), -limit, limit), free[g])
-    shift = -np.einsum("gok,gk->go", codes * scales - w, mean).reshape(-1)
+    shifts = [-np.einsum("gok,gk->go", codes * scales - w, gram.mean).reshape(-1) for gram in grams]
     stored = np.ascontiguousarray(from_rows(view, codes).astype(np.int8))
-    return QuantizedWeight(stored, nearest.scales, nearest.axis), shift
+    return QuantizedWeight(stored, nearest.scales, nearest.axis), shifts
 
 
 def round_to_grid(

@@ -155,7 +155,7 @@ class SharingSearch:
         judge = self.probing if single else self.judge
         if judge is None:
             return candidate
-        score, drop, expected = judge.assess(self.build(candidate))
+        score, drop, expected, _ = judge.assess(self.build(candidate))
         return replace(candidate, score=score, drop=max(drop, expected))
 
     @cached_property

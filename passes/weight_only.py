@@ -38,7 +38,7 @@ class _Site:
 
 
 def compress_weights(model: Model, allow: Callable[[str], bool], grams: Mapping[str, Gram] | None = None) -> int:
-    """Store the float weights of all scopes as int8 codes, in place; returns how many.
+    """Store the float weights of all scopes as int8 codes, in place, the largest first; returns how many.
 
     `grams` has second moments of inputs by the name of the first output of a node: its weight is rounded so that the
     output stays close, others to the nearest code.
@@ -72,7 +72,7 @@ def _sites(model: Model) -> list[_Site]:
             large = item.dtype.kind == "f" and len(item.shape) >= 2 and item.weight.nbytes >= _MIN_BYTES
             if large and item.outputs:
                 found.append(_Site(scope, item, _channel_axis(model, item)))
-    return found
+    return sorted(found, key=lambda site: -site.constant.weight.nbytes)
 
 
 def _channel_axis(model: Model, constant: Constant) -> int:

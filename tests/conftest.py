@@ -18,7 +18,7 @@ CLASSIFIER = """
 <ir_version: 8, opset_import: ["" : 17]>
 classifier (float[batch, 1, 8, 8] image) => (float[batch, 3] scores)
 <float[3, 4] weight = {1.0, -1.0, 0.5, 0.2, -1.0, 1.0, 0.2, 0.5, 0.5, 0.5, -1.0, -1.0},
- float[3] bias = {0.1, 0.2, -0.1}>
+ float[3] bias = {0.7, -0.4, 0.9}>
 {
     filtered = Conv (image, edges)
     positive = Relu (filtered)

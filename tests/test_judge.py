@@ -55,3 +55,23 @@ def test_where_each_sample_has_much_to_compare_few_are_taken(enough: int | None,
     judge = Judge(reference, data, samples=64, enough=enough)
 
     assert sum(len(values[0]) for values in judge._expected) == taken
+
+
+def test_one_sample_with_a_large_error_hardly_moves_the_typical_ratio() -> None:
+    model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 5, 10] x) => (float[n, 5, 10] y) <float[1] top = {TOP}, float[1] one = {1.01}> {
+            c = Min (x, top)
+            y = Mul (c, one)
+        }""".replace("TOP", "1e9"))
+    clipped: Model = from_proto(model)
+    x = np.random.default_rng(0).normal(size=(40, 5, 10)).astype(np.float32)
+    x[7] *= 100
+    reference = from_proto(onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 5, 10] x) => (float[n, 5, 10] y) { y = Identity (x) }"""))
+    data = open_data({"x": x}, open_session(reference).inputs)
+    even = Judge(reference, open_data({"x": x[8:]}, open_session(reference).inputs)).assess(clipped)
+    uneven = Judge(reference, data).assess(clipped)
+
+    assert even.typical == pytest.approx(even.sqnr, abs=0.2)
+    assert uneven.sqnr == pytest.approx(40, abs=0.2)
+    assert uneven.typical > uneven.sqnr + 8

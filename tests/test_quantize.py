@@ -125,6 +125,23 @@ def test_a_shared_weight_is_stored_once() -> None:
     assert stored(result) == 1
 
 
+def test_a_weight_that_two_layers_share_is_rounded_once_for_both() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 12, 12] x) => (float[N, 3, 12, 12] y) {
+          a = Conv (x, w1)
+          t = Tanh (a)
+          y = Conv (t, w1)
+        }""",
+        w1=w(3, 3, 1, 1),
+    )
+
+    result, _, record = quantized(model, IMAGES, "quantize:islands=false:weight-bits=7")
+
+    assert record.details["steps_db"]["second-order rounding"] > 20
+    assert stored(result) == 1
+
+
 def test_a_linear_layer_gives_float_and_what_follows_stays_fused() -> None:
     model = parse(
         """<ir_version: 8, opset_import: ["" : 17]>

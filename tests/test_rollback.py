@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import onnxcomp
+from onnxcomp import rollback
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 
@@ -66,6 +67,19 @@ def test_where_everything_is_guilty_the_whole_pass_is_taken_back(tmp_path: Path)
 
     assert record.reverted is not None
     assert record.dropped == ()
+
+
+def test_where_no_few_are_to_blame_the_first_rewrites_of_a_lossy_pass_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollback, "guilty", lambda *a: None)
+    names = [i.name for i in onnxcomp.load(MODELS / "cancer_mlp.onnx").graph.initializers]
+
+    lossy, lossless = (optimized(kind((2,)), tmp_path, force=True).passes[1] for kind in (LossyTouch, Touch))
+
+    assert lossy.rewrites == 2
+    assert [d.where for d in lossy.dropped] == [f"copy {name}" for name in names[2:]]
+    assert lossless.reverted is not None
 
 
 def test_what_was_dropped_is_in_the_json_of_the_report(tmp_path: Path) -> None:
