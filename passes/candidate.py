@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.ranges import Method, QuantParameters
+from onnxcomp.calibration.affine import QuantParameters
+from onnxcomp.calibration.ranges import Method
 from onnxcomp.graph import Model, sort
 from onnxcomp.manager import Context
 from onnxcomp.passes.cleanup import remove_dead

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.ranges import Function, QuantParameters, clipping_errors, rounding_errors
+from onnxcomp.calibration.affine import QuantParameters
+from onnxcomp.calibration.range_errors import Function, RangeErrors, clipping_errors
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.graph import producer
 from onnxcomp.passes.placement import MOVES, Placement
@@ -147,11 +148,11 @@ class _Costs:
             zero_points[:] = 0  # a Relu is absorbed only so
         lows, highs = (-zero_points * scales).reshape(-1), ((_LAST - zero_points) * scales).reshape(-1)
         if link is None:
-            errors = rounding_errors(seen, lows, highs, through=self._functions.get(name))
+            errors = RangeErrors(seen, through=self._functions.get(name))(lows, highs)
         else:
             errors = clipping_errors(seen, lows, highs)
             if link.leaky:
-                errors = errors + rounding_errors(seen, lows, highs, negative_only=True)
+                errors = errors + RangeErrors(seen, negative_only=True)(lows, highs)
         errors = errors.reshape(zero_points.shape)
         best = errors.argmin(axis=0), np.arange(len(scales))
         return _Curve(errors[best] * self._weights.get(name, 1.0), zero_points[best])

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.ranges import QuantParameters
+from onnxcomp.calibration.affine import QuantParameters
 from onnxcomp.graph import Constant, Graph, Model, Node
 from onnxcomp.linear import Linear
 from onnxcomp.passes.placement import Placement, Unit

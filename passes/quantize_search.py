@@ -20,8 +20,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from onnxcomp.calibration.affine import QuantParameters
 from onnxcomp.calibration.data import Dataset
-from onnxcomp.calibration.ranges import Method, QuantParameters, choose, squared_error
+from onnxcomp.calibration.ranges import Method, choose
 from onnxcomp.calibration.split import limited
 from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.graph import Model
@@ -34,10 +35,10 @@ from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU, Layout
 from onnxcomp.passes.moments import Moments, observe_inputs
-from onnxcomp.passes.placement import Placement, Unit
+from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.read_through import read_through
 from onnxcomp.passes.rescale import equalized, smoothed
-from onnxcomp.passes.rounding import round_shared
+from onnxcomp.passes.round_units import round_units
 from onnxcomp.shapes import infer
 
 if TYPE_CHECKING:
@@ -70,14 +71,6 @@ def _rounding_cost(candidate: Candidate) -> float:
     """Multiplications of rounding all weights, about: weights times inputs of each."""
     views = [u.view for u in candidate.units if u.view is not None]
     return float(sum(v.weight.weight.size * v.weight.weight.size / max(v.outputs, 1) for v in views))
-
-
-def _sharing(units: list[Unit], decisions: Decisions) -> list[list[Unit]]:
-    """Units in groups that have one weight in common: it stays one."""
-    groups: dict[tuple[int, bool], list[Unit]] = {}
-    for unit in units:
-        groups.setdefault((id(decisions.weights[unit.key]), unit.takes_bias), []).append(unit)
-    return list(groups.values())
 
 
 class Search:
@@ -233,29 +226,9 @@ class Search:
         return best
 
     def _rounded(self, decisions: Decisions, seen: Moments, *, noisy: bool = False) -> Candidate:
-        """With `noisy`, weights are re-solved for inputs that rounding has made noisy; see `round_shared`."""
-        weights, biases = dict(decisions.weights), dict(decisions.biases)
+        self.ctx.progress(0.5, "second-order rounding")
         plan = self._place(self.model, decisions.skip)
-        groups = _sharing([u for u in plan.units if u.view is not None and u.key in seen.grams], decisions)
-        for number, units in enumerate(groups):
-            self.ctx.progress(number / len(groups), "second-order rounding")
-            first = units[0]
-            assert first.view is not None
-            inputs = [unit.node.inputs[0] for unit in units]
-            errors = [squared_error(seen.statistics[t.name], decisions.chosen[plan.root(t).name]) for t in inputs]
-            weight, shifts = round_shared(
-                first.view,
-                decisions.weights[first.key],
-                [seen.grams[u.key] for u in units],
-                centered=first.takes_bias,
-                limit=self.limit,
-                noise=sum(errors) / len(errors) if noisy else 0.0,
-            )
-            for unit, shift in zip(units, shifts, strict=True):
-                weights[unit.key] = weight
-                if unit.takes_bias:
-                    biases[unit.key] = biases[unit.key] + shift
-        return self._build(replace(decisions, weights=weights, biases=biases))
+        return self._build(round_units(plan, decisions, seen, limit=self.limit, noisy=noisy))
 
     def _corrected(self, best: Candidate) -> Candidate:
         self.ctx.progress(0.0, "bias correction")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.calibration.ranges import Function
+from onnxcomp.calibration.range_errors import Function
 from onnxcomp.graph import Constant, Node
 from onnxcomp.passes.placement import Placement
 

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from onnxcomp.calibration.affine import QuantParameters, parameters
 from onnxcomp.calibration.gram import Gram
-from onnxcomp.calibration.ranges import CLIPPED, QuantParameters, choose, parameters
+from onnxcomp.calibration.range_errors import CLIPPED
+from onnxcomp.calibration.ranges import choose
 from onnxcomp.calibration.statistics import Channels, Histogram, TensorStatistics
 from onnxcomp.calibration.store import Statistics
 from onnxcomp.calibration.sums import ExactSum
