@@ -30,34 +30,41 @@ _ABREAST = 4  # units that no other comes before, at most; more are the branches
 _WORTH = 0.3  # dB that an island has to bring
 _PER_PERCENT = 0.2  # dB that it has to bring in addition for each percent of the run time
 _LOSS = 1.0  # dB that an island may cost where it saves time
-_MOST = 5.0  # percent that islands for a little more accuracy may take
+_MOST = 3.0  # percent of the run time that islands for a little more accuracy may take together
 
 Build = Callable[[Decisions], Candidate]
 Progress = Callable[[float, str], None]
 Slowdown = Callable[[Candidate, Candidate], float]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Price:
     """What units cost in float: a share of the multiplications of `model`, at most `budget`; or, with `slowdown`, the
-    run time of the second of two candidates relative to the first, as measured.
+    run time of the second of two candidates relative to the first, as measured. `spent` percent of it are used up.
     """
 
     model: Model
     budget: float
     slowdown: Slowdown | None = None
+    spent: float = 0.0
 
     def affordable(self, best: Candidate, unit: Unit) -> bool:
         """Whether a unit of `best` may stay in float as far as that is known without a measurement."""
         return self.slowdown is not None or _shares(_weighted(best), self.model)[unit.key] <= self.budget
 
-    def fair(self, old: Candidate, new: Candidate) -> bool:
-        """Whether `new` is so much closer that it may take so much longer, or so much faster for what it loses."""
+    def buys(self, old: Candidate, new: Candidate) -> bool:
+        """Whether `new` is so much closer that it may take so much longer, or so much faster for what it loses.
+
+        If so, the time is spent.
+        """
         gain = new.score - old.score
         if self.slowdown is None or gain < -_LOSS:
             return gain >= _WORTH
         percent = 100 * (self.slowdown(old, new) - 1)
-        return percent <= _MOST and gain >= _WORTH + _PER_PERCENT * percent
+        if self.spent + percent > _MOST or gain < _WORTH + _PER_PERCENT * percent:
+            return False
+        self.spent += max(percent, 0.0)
+        return True
 
 
 def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
@@ -70,9 +77,7 @@ def first_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     for _ in range(_ROUNDS):
         tried = [build(_with_float(best, [u])) for u in _first(best)[:_ABREAST] if price.affordable(start, u)]
         better = max(tried, key=lambda c: c.score, default=best)
-        if better is best or not _weighted(better) or not price.fair(best, better):
-            break
-        if best is not start and not price.fair(start, better):  # all of them together
+        if better is best or not _weighted(better) or not price.buys(best, better):
             break
         best = better
     return best
@@ -85,7 +90,7 @@ def tail_in_float(best: Candidate, build: Build, price: Price) -> Candidate:
     if last is None or not price.affordable(best, last) or (price.slowdown is None and last.node.op == "Conv"):
         return best
     tried = build(_with_float(best, [last]))
-    return tried if price.fair(best, tried) else best
+    return tried if price.buys(best, tried) else best
 
 
 def _weighted(candidate: Candidate) -> list[Unit]:

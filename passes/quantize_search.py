@@ -111,9 +111,10 @@ class Search:
         if self._second_order:
             best = self._keep_better("second-order rounding", best, self._rounded(nearest, seen))
         best = self._ranged_again(best, seen)
+        price = self._price()
         if self.options.islands:
             self.ctx.progress(0.5, "trying the first layers in float")
-            best = first_in_float(best, self._build, self._price())
+            best = first_in_float(best, self._build, price)
         # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
         if self._second_order and self.held_out and _rounding_cost(best) <= _CHEAP:
             start = replace(nearest, skip=best.decisions.skip, chosen=best.decisions.chosen)
@@ -122,7 +123,7 @@ class Search:
         if self.options.bias_correction:
             best = self._corrected(best)
         if self.options.islands:
-            best = self._with_islands(best)
+            best = self._with_islands(best, price)
         if self._timed:
             best = self._faster(best)
         return best
@@ -243,8 +244,8 @@ class Search:
             best = tried
         return best
 
-    def _with_islands(self, best: Candidate) -> Candidate:
-        best = tail_in_float(best, self._build, self._price())
+    def _with_islands(self, best: Candidate, price: Price) -> Candidate:
+        best = tail_in_float(best, self._build, price)
         rare = self.judge.rare_outputs()
         best = heads_in_float(best, self._build, self.model, rare, self.options.island_cost)
         allowed = self.ctx.max_drop * _MARGIN

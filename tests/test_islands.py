@@ -141,6 +141,18 @@ def test_an_island_may_take_a_few_percent_of_the_time(
     assert ("Conv(a)" in details["float_islands"]) is worth
 
 
+def test_an_island_that_saves_time_need_not_be_closer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize_search, "speed_ratio", lambda *args, **options: 1.2)
+    monkeypatch.setattr(quantize_search, "drop_slow_groups", lambda best, *args, **options: best)
+    model = pictures(np.where(w(32, 4, 1, 1) > 0, np.float32(0.25), np.float32(-0.25)))
+    integers = wide_channel()["x"].round().clip(-127, 128)
+    integers[:, 0, 0, :2] = [-127, 128]
+
+    details = run(model, context(model, {"x": integers}), latency=True)
+
+    assert "Conv(a)" in details["float_islands"]
+
+
 @pytest.mark.parametrize(("count", "solved"), [(39, False), (40, True)])
 def test_weights_are_re_solved_only_if_samples_held_out_can_tell(count: int, solved: bool) -> None:
     model = detector(1)
