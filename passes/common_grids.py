@@ -33,6 +33,7 @@ __all__ = ["on_common_grids"]
 
 Array = npt.NDArray[Any]
 _STEP = 1.03  # from one scale that is tried to the next
+_SPAN = 1e-4  # the smallest scale that is tried, of the largest
 _REACH = 2.0  # how far beyond the scales chosen so far
 _ENDS = 7  # zero points tried for a scale, from one end covered to the other
 _ROUNDS = 3
@@ -76,8 +77,9 @@ def on_common_grids(
         return None
     names = {name for link in links for name in link.names}
     scales = [chosen[name].scale for name in names]
-    steps = np.log(max(scales) / min(scales) * _REACH**2) / np.log(_STEP)
-    tried = np.geomspace(min(scales) / _REACH, max(scales) * _REACH, int(steps) + 2).astype(np.float32)
+    least = max(min(scales), max(scales) * _SPAN)  # a value that is always zero has a scale of nothing
+    steps = np.log(max(scales) / least * _REACH**2) / np.log(_STEP)
+    tried = np.geomspace(least / _REACH, max(scales) * _REACH, int(steps) + 2).astype(np.float32)
     made = {link.result for link in links}
     entries = {t.name for t in plan.quantized if len(t.outputs) > 1 and t.name not in made}
     costs = _Costs(links, statistics, read_through(plan), tried.astype(np.float64), dict.fromkeys(entries, entry))

@@ -30,8 +30,9 @@ Feeds = Mapping[str, Array]
 _ROUNDS = 8
 _GAIN = 1.05  # times as fast as before that a proposal has to be: less may be the mood of the machine
 _PROFILED = 9  # runs
-_SESSIONS = 3
-_PAIRS, _SECONDS = 7, 0.25  # of each session: at least, and at most once there are these
+_SESSIONS = 3  # pairs at most
+_AGREE = 0.01  # difference of two pairs that need no third one
+_PAIRS, _SECONDS = 7, 0.2  # of each session: at least, and at most once there are these
 
 
 def drop_slow_groups(best: Candidate, build: Build, model: Model, feeds: Feeds, *, threads: int) -> Candidate:
@@ -63,6 +64,8 @@ def speed_ratio(old: Model, new: Model, feeds: Feeds, *, threads: int) -> float:
         b = open_session(new if number % 2 else old, threads=threads)
         ratio = _paired(a, b, feeds)
         found.append(ratio if number % 2 else 1 / ratio)
+        if number and max(found) <= min(found) * (1 + _AGREE):
+            break
     return float(np.median(found))
 
 

@@ -94,6 +94,13 @@ def test_positive_values_keep_their_codes_through_a_leaky_relu() -> None:
     assert found["a"].scale == found["r"].scale
 
 
+def test_a_term_that_is_always_zero_is_no_trouble() -> None:
+    found = shared(network(SUM, w1=0.0))
+
+    assert found is not None
+    assert found["a"].apply(np.zeros(1)) == 0
+
+
 def test_a_graph_without_sums_has_nothing_to_share() -> None:
     assert shared(network("a = Conv (x, w1) r = Relu (a) y = Conv (r, w3)")) is None
 
