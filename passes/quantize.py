@@ -44,13 +44,13 @@ class Quantize(Pass):
     `weight_bits` 4 matrices in 4-bit blocks, multiplied as they are); with "dynamic" int8 products and LSTMs whose
     activations are quantized in every run.
 
-    `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples); `rounding` is
-    second-order or nearest; `rescale`, `bias_correction` and `islands` switch these steps; `island_cost` is the share
+    `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples), where a common scale
+    for values that meet in a sum may take over, as it saves the rounding of the sum; `rounding` is second-order or
+    nearest; `rescale`, `bias_correction` and `islands` switch these steps; `island_cost` is the share
     of the multiplications that may stay in float for accuracy; `latency` times groups of layers on this machine and
     leaves those in float that are not faster in 8 bits, or whose time is worth the accuracy (the default pipeline for
-    the CPU does); `weight_bits` is 7
-    where processors without int8 dot products would saturate (auto: if this one is such); `ops` are the operators to
-    quantize, `skip` names nodes that stay in float.
+    the CPU does); `weight_bits` is 7 where processors without int8 dot products would saturate (auto: if this one is
+    such); `ops` are the operators to quantize, `skip` names nodes that stay in float.
     """
 
     name: ClassVar[str] = "quantize"
@@ -71,6 +71,10 @@ class Quantize(Pass):
     weight_bits: Literal["auto", "8", "7", "4"] = "auto"
     ops: tuple[str, ...] = LINEAR_OPS
     skip: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.island_cost <= 1:
+            raise UsageError("option 'island_cost' of pass 'quantize' must be a share from 0 to 1")
 
     @property
     def needs_data(self) -> bool:

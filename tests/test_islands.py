@@ -9,6 +9,7 @@ import onnx
 import pytest
 
 from onnxcomp.calibration.data import open_data
+from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes import quantize_search
@@ -161,3 +162,9 @@ def test_weights_are_re_solved_only_if_samples_held_out_can_tell(count: int, sol
     details = Quantize(rescale=False, bias_correction=False).run(model, context(model, feeds))
 
     assert ("weights for rounded inputs" in details["steps_db"]) is solved
+
+
+@pytest.mark.parametrize("cost", [-0.1, 1.5, float("nan")])
+def test_a_cost_of_islands_that_is_no_share_is_refused(cost: float) -> None:
+    with pytest.raises(UsageError, match="island_cost"):
+        Quantize(island_cost=cost)
