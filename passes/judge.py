@@ -19,6 +19,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.batches import take
 from onnxcomp.calibration.data import Batch, Dataset
 from onnxcomp.calibration.runner import expose
+from onnxcomp.class_metrics import distributions
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
 
@@ -96,8 +97,8 @@ class Judge:
             numbers, taken = numbers + sum(v.size for v in values), taken + batch.count
             if held > _LIMIT or (enough is not None and numbers >= enough and taken >= _FEWEST):
                 break
-        classes = len(reference.graph.outputs) == 1
-        self.counted = sum(len(v[0]) for v in self._expected if classes and _has_classes(v[0]))
+        self._classes = len(reference.graph.outputs) == 1 and _decide([v[0] for v in self._expected])
+        self.counted = sum(len(v[0]) for v in self._expected) if self._classes else 0
 
     def rare_outputs(self) -> list[str]:
         """Outputs to which most samples hardly add: (sum p)^2 / sum p^2, the number of samples that count for the power
@@ -117,8 +118,9 @@ class Judge:
     def assess(self, candidate: Model) -> Assessed:
         """SQNR in dB, mean over the float outputs (before a Softmax), and the drop in quality.
 
-        The drop is the share of samples whose class changes if the only output is [samples, classes], else noise power
-        / signal power of the worst output as it is. Minus infinity and infinity if an output is not finite.
+        The drop is the share of samples whose class changes if the only output is [samples, classes] and the largest
+        value is not always the same one, or if it holds probabilities; else noise power / signal power of the worst
+        output as it is. Minus infinity and infinity if an output is not finite.
 
         The drop to expect: where classes are counted, the share that would change if errors of this
         power fell on the samples' margins by chance. It says something where few samples change, or none.
@@ -139,7 +141,7 @@ class Judge:
                 noise[i] += sum(powers)
                 norms[i] += np.sqrt(powers).sum()
                 units[i] += len(powers)
-                if outputs == 1 and i == 0 and _has_classes(x):
+                if self._classes and i == 0:
                     rows += len(x)
                     changed += int(np.count_nonzero(x.argmax(axis=1) != y.argmax(axis=1)))
                 elif outputs == 1 and rows and wide.ndim == 2:
@@ -201,8 +203,12 @@ class Judges:
             return None
 
 
-def _has_classes(output: Array) -> bool:
-    return output.dtype.kind == "f" and output.ndim == 2 and output.shape[1] > 1
+def _decide(outputs: list[Array]) -> bool:
+    """Whether outputs of samples are scores of classes; see `ClassStats.telling`."""
+    if not outputs or not all(o.dtype.kind == "f" and o.ndim == 2 and o.shape[1] > 1 for o in outputs):
+        return False
+    winners = {int(w) for o in outputs for w in o.argmax(axis=1)}
+    return len(winners) > 1 or all(bool(distributions(o.astype(np.float64)).all()) for o in outputs)
 
 
 def _powers(value: Array, count: int) -> list[float]:

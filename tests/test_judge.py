@@ -44,6 +44,19 @@ def test_samples_are_counted_where_outputs_are_classes(output: str, counted: int
     assert Judge(reference, data, samples=64).counted == counted
 
 
+@pytest.mark.parametrize(("after", "counted"), [("Identity", 0), ("Softmax", 12)])
+def test_values_of_which_one_is_always_the_largest_are_classes_only_as_probabilities(after: str, counted: int) -> None:
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["" : 17]>
+        net (float[n, 3] x) => (float[n, 3] y) <float[3] far = {{0, 9, 0}}> {{
+            a = Add (x, far)
+            y = {after} (a)
+        }}""")
+    reference: Model = from_proto(model)
+    x = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    data = open_data({"x": x}, open_session(reference).inputs)
+    assert Judge(reference, data, samples=64).counted == counted
+
+
 @pytest.mark.parametrize(("enough", "taken"), [(None, 12), (1, 4), (4 * 2 * 50 + 1, 12), (10**9, 12)])
 def test_where_each_sample_has_much_to_compare_few_are_taken(enough: int | None, taken: int) -> None:
     model = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
