@@ -39,7 +39,8 @@ class Decisions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A built model, its units (of this very model), its score in dB, and its drop in quality (see judge.py).
+    """A built model, its units (of this very model), and what judge.py says of it: its SQNR, the score in dB by which
+    candidates are told apart, and its drop in quality.
 
     `ranges` is how its ranges were chosen, while that is being decided.
     """
@@ -47,6 +48,7 @@ class Candidate:
     decisions: Decisions
     model: Model
     units: tuple[Unit, ...]
+    sqnr: float = float("-inf")
     score: float = float("-inf")
     drop: float = float("inf")
     ranges: Method | None = None

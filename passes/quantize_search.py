@@ -177,7 +177,7 @@ class Search:
     def _build(self, decisions: Decisions) -> Candidate:
         candidate = build(self.model, decisions, self.options.ops, self.layout)
         found = self.judge.assess(candidate.model)
-        return replace(candidate, score=(found.sqnr + found.typical) / 2, drop=found.drop)
+        return replace(candidate, sqnr=found.sqnr, score=(found.sqnr + found.typical) / 2, drop=found.drop)
 
     def _best_ranges(
         self, seen: Moments, skip: frozenset[str], *, what: str = "", methods: tuple[Method, ...] = ()
@@ -202,12 +202,20 @@ class Search:
         }
 
     def _ranged(
-        self, decisions: Decisions, ranges: Mapping[Method, Mapping[str, QuantParameters]], what: str
+        self,
+        decisions: Decisions,
+        ranges: Mapping[Method, Mapping[str, QuantParameters]],
+        what: str,
+        known: Candidate | None = None,
     ) -> Candidate:
+        """The best of the methods; `known` was built from `decisions` as they are, and need not be built again."""
         found: list[Candidate] = []
         for number, (method, chosen) in enumerate(ranges.items()):
             self.ctx.progress(number / len(ranges), f"ranges: {method}")
-            found.append(replace(self._build(replace(decisions, chosen=chosen)), ranges=method))
+            if known is not None and known.decisions.chosen == chosen:
+                found.append(replace(known, ranges=method))
+            else:
+                found.append(replace(self._build(replace(decisions, chosen=chosen)), ranges=method))
             self.trail[f"{what}ranges {method}"] = found[-1].score
         # What a percentile cuts off may matter on samples that are not here.
         return max(found, key=lambda c: c.score - (_CLEARLY if c.ranges == "percentile" else 0.0))
@@ -216,9 +224,9 @@ class Search:
         """The ranges chosen once more, now that the weights add less noise of their own, and common grids."""
         plan = self._place(self.model, best.decisions.skip)
         if self._second_order:
-            best = self._keep_better(
-                "ranges again", best, self._ranged(best.decisions, self._ranges(seen, plan), "second-order rounding, ")
-            )
+            ranges = self._ranges(seen, plan)
+            again = self._ranged(best.decisions, ranges, "second-order rounding, ", known=best)
+            best = self._keep_better("ranges again", best, again)
         for entry in _ENTRIES if self.layout is CPU else ():
             shared = on_common_grids(plan, best.decisions.chosen, seen.statistics, entry)
             if shared is not None:
@@ -293,6 +301,6 @@ class Search:
             "quantized": len(units),
             "float_islands": sorted(left.get(k, k) for k in best.decisions.skip - set(self.options.skip) - self.slow),
             **({"float_for_speed": sorted(left.get(k, k) for k in self.slow)} if self.slow else {}),
-            "sqnr_db": round(best.score, 2),
+            "sqnr_db": round(best.sqnr, 2),
             "steps_db": {k: round(v, 2) for k, v in self.trail.items()},
         }
