@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from onnxcomp.passes.placement import Placement, Unit
 from onnxcomp.passes.qdq import QuantizedWeight, insert, quantize_weight
 from onnxcomp.shapes import infer
 
-__all__ = ["Candidate", "Decisions", "build", "first_decisions"]
+__all__ = ["Candidate", "Decisions", "build", "first_decisions", "updated"]
 
 Array = npt.NDArray[Any]
 
@@ -68,6 +68,16 @@ def first_decisions(
             if unit.takes_bias:
                 biases[unit.key] = unit.bias_values()
     return Decisions(skip, chosen, weights, biases)
+
+
+def updated(decisions: Decisions, later: Decisions) -> Decisions:
+    """What was decided, and instead of it, where both say something of a value or unit, what was decided later."""
+    return replace(
+        decisions,
+        chosen={**decisions.chosen, **later.chosen},
+        weights={**decisions.weights, **later.weights},
+        biases={**decisions.biases, **later.biases},
+    )
 
 
 def build(model: Model, decisions: Decisions, ops: tuple[str, ...], layout: Layout = CPU) -> Candidate:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,11 @@ class Moments:
     @property
     def grams(self) -> dict[str, Gram]:
         return self.seen.grams
+
+    def with_more(self, other: Moments) -> Moments:
+        """These, and what was observed of other values of the model, or of a copy of it with more values."""
+        tensors, grams = {**self.statistics, **other.statistics}, {**self.grams, **other.grams}
+        return Moments(replace(self.seen, tensors=tensors, grams=grams))
 
 
 def observe_inputs(

@@ -46,8 +46,9 @@ class Quantize(Pass):
 
     `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples), where a common scale
     for values that meet in a sum may take over, as it saves the rounding of the sum; `rounding` is second-order or
-    nearest; `rescale`, `bias_correction` and `islands` switch these steps; `island_cost` is the share
-    of the multiplications that may stay in float for accuracy; `latency` times groups of layers on this machine and
+    nearest; `rescale`, `finer_inputs` (first layers that read their input on two grids), `bias_correction` and
+    `islands` switch these steps; `island_cost` is the share of the multiplications that may stay in float, or be made
+    twice, for accuracy; `latency` times groups of layers on this machine and
     leaves those in float that are not faster in 8 bits, or whose time is worth the accuracy (the default pipeline for
     the CPU does); `weight_bits` is 7 where processors without int8 dot products would saturate (auto: if this one is
     such); `ops` are the operators to quantize, `skip` names nodes that stay in float.
@@ -64,6 +65,7 @@ class Quantize(Pass):
     ranges: Literal["auto", "minmax", "percentile", "mse", "entropy"] = "auto"
     rounding: Literal["second-order", "nearest"] = "second-order"
     rescale: bool = True
+    finer_inputs: bool = True
     bias_correction: bool = True
     islands: bool = True
     island_cost: float = 0.02

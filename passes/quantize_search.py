@@ -3,11 +3,12 @@
 Histograms and second moments are collected once. Candidates are judged on calibration samples that were held out:
 
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
-2. channels rescaled by smoothing (smooth.py) and equalization (equalize.py), where that clearly wins;
-3. second-order rounding of the weights (rounding.py), kept if the outputs get closer; the ranges again, and one scale
-   for values that meet in a sum (common_grids.py), likewise;
-4. the first layers in float, where that is worth their time (islands.py); then weights re-solved for the noise that
-   rounding adds to their inputs, likewise;
+2. channels rescaled by smoothing (smooth.py), where that clearly wins;
+3. second-order rounding of the weights (rounding.py), kept if the outputs get closer, also of the model with channels
+   rescaled by equalization (equalize.py); the ranges again, and one scale for values that meet in a sum
+   (common_grids.py), likewise;
+4. the first layers in float, where that is worth their time (islands.py), or with finer inputs (finer_inputs.py); then
+   weights re-solved for the noise that rounding adds to their inputs, likewise;
 5. sequential bias correction (bias_correction.py), likewise;
 6. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
 7. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from onnxcomp.calibration.affine import QuantParameters
@@ -28,8 +29,9 @@ from onnxcomp.cpu import has_int8_dot_product
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bias_correction import Corrector
-from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions
+from onnxcomp.passes.candidate import Candidate, Decisions, build, first_decisions, updated
 from onnxcomp.passes.common_grids import on_common_grids
+from onnxcomp.passes.finer_inputs import readers_of_inputs, with_finer_inputs
 from onnxcomp.passes.islands import Price, first_in_float, heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
@@ -73,6 +75,15 @@ def _rounding_cost(candidate: Candidate) -> float:
     return float(sum(v.weight.weight.size * v.weight.weight.size / max(v.outputs, 1) for v in views))
 
 
+@dataclass(frozen=True)
+class _Coarse:
+    """The float model before some convolutions, by key, got finer inputs, and what had been decided for it."""
+
+    model: Model
+    keys: frozenset[str]
+    decisions: Decisions
+
+
 class Search:
     """Builds candidates of a layout and keeps the best. `trail` records what each step brought, in dB.
 
@@ -100,21 +111,22 @@ class Search:
         self.held_out = held_out
         self.trail: dict[str, float] = {}
         self.slow: frozenset[str] = frozenset()  # units that are in float because they are faster so
+        self.coarse: _Coarse | None = None  # what `model` was before its first layers got finer inputs
         self.limit = _largest_code(options.weight_bits, layout)
 
     def run(self, skip: frozenset[str]) -> Candidate:
         seen = self._observe(skip, self.fit, grams=self._second_order)
         best = self._best_ranges(seen, skip)
         if self.options.rescale:
-            best, seen = self._rescaled(best, seen, skip)
-        nearest = best.decisions
-        if self._second_order:
-            best = self._keep_better("second-order rounding", best, self._rounded(nearest, seen))
+            best, seen = self._smoothed(best, seen, skip)
+        best, nearest, seen = self._equalized(best, seen, skip)
         best = self._ranged_again(best, seen)
         price = self._price()
         if self.options.islands:
             self.ctx.progress(0.5, "trying the first layers in float")
             best = first_in_float(best, self._build, price)
+        if self.options.finer_inputs and self.layout is CPU and best.decisions.skip == skip:
+            best, nearest, seen = self._with_finer_inputs(best, nearest, seen, price)
         # Re-solved weights lose what a few samples did not show, and only samples held out can tell.
         if self._second_order and self.held_out and _rounding_cost(best) <= _CHEAP:
             start = replace(nearest, skip=best.decisions.skip, chosen=best.decisions.chosen)
@@ -126,39 +138,94 @@ class Search:
             best = self._with_islands(best, price)
         if self._timed:
             best = self._faster(best)
-        return best
+        return self._without_float_twins(best)
 
-    def _rescaled(self, best: Candidate, seen: Moments, skip: frozenset[str]) -> tuple[Candidate, Moments]:
-        """The model with channels evened out by smoothing and equalization, if it clearly wins.
+    def _smoothed(self, best: Candidate, seen: Moments, skip: frozenset[str]) -> tuple[Candidate, Moments]:
+        """The model with channels evened out by smoothing, if it clearly wins.
 
         Ranges of a few samples tell whether all of them are worth another pass over the data.
         """
         few = limited(self.fit, _RESCALE_SAMPLES)
+        model = smoothed(self.model, few, self.ctx)
+        if model is None:
+            return best, seen
         methods = (best.ranges,) if best.ranges else ()
-        before: Candidate | None = None
-        for what, rescale in (("smoothing", smoothed), ("equalization", equalized)):
-            model = rescale(self.model, few, self.ctx)
-            if model is None:
-                continue
-            if before is None:
-                before = self._best_ranges(self._observe(skip, few), skip, what="few samples, ", methods=methods)
-            old, self.model = self.model, model
-            first = self._best_ranges(self._observe(skip, few), skip, what=f"{what}, few samples, ", methods=methods)
-            if first.score >= before.score + _CLEARLY / 2:
-                new_seen = self._observe(skip, self.fit, grams=self._second_order)
-                new = self._best_ranges(new_seen, skip, what=f"{what}, ")
-                if new.score >= best.score + _CLEARLY:
-                    best, seen, before = new, new_seen, first
-                    continue
-            self.model = old
+        before = self._best_ranges(self._observe(skip, few), skip, what="few samples, ", methods=methods)
+        old, self.model = self.model, model
+        first = self._best_ranges(self._observe(skip, few), skip, what="smoothing, few samples, ", methods=methods)
+        if first.score >= before.score + _CLEARLY / 2:
+            new_seen = self._observe(skip, self.fit, grams=self._second_order)
+            new = self._best_ranges(new_seen, skip, what="smoothing, ")
+            if new.score >= best.score + _CLEARLY:
+                return new, new_seen
+        self.model = old
         return best, seen
+
+    def _equalized(
+        self, best: Candidate, seen: Moments, skip: frozenset[str]
+    ) -> tuple[Candidate, Decisions, Moments]:
+        """Second-order rounding, of the model with equalized channels if that brings the outputs closer.
+
+        Equalization takes noise from values and adds some to weights, where rounding makes most of it good: what comes
+        of it shows behind that only. A channel that few samples hardly show goes beyond a range made for it, so that
+        samples held out have to say so. With the candidate come its decisions before rounding, and what was observed.
+        """
+        rounded = self._second_order_of(best, seen, "")
+        unequal = (rounded, best.decisions, seen)
+        if not (self.options.rescale and self.held_out and _rounding_cost(best) <= _CHEAP):
+            return unequal
+        model = equalized(self.model, self.fit, self.ctx)
+        if model is None:
+            return unequal
+        old, self.model = self.model, model
+        new_seen = self._observe(skip, self.fit, grams=self._second_order)
+        new = self._best_ranges(new_seen, skip, what="equalization, ")
+        equal = self._second_order_of(new, new_seen, "equalization, ")
+        if equal.score >= rounded.score + _CLEARLY / 2:
+            return equal, new.decisions, new_seen
+        self.model = old
+        return unequal
+
+    def _second_order_of(self, best: Candidate, seen: Moments, what: str) -> Candidate:
+        if not self._second_order:
+            return best
+        return self._keep_better(f"{what}second-order rounding", best, self._rounded(best.decisions, seen))
+
+    def _with_finer_inputs(
+        self, best: Candidate, nearest: Decisions, seen: Moments, price: Price
+    ) -> tuple[Candidate, Decisions, Moments]:
+        """The same candidate with first layers that read their input on two grids (finer_inputs.py), if it is worth
+        the time. Nothing else changes.
+        """
+        units = readers_of_inputs(self.model, self._place(self.model, best.decisions.skip).units)
+        keys = frozenset(u.key for u in units if price.affordable(best, u))
+        if not keys:
+            return best, nearest, seen
+        old, self.model = self.model, with_finer_inputs(self.model, keys, best.decisions.chosen)
+        own = [u for u in self._place(self.model, best.decisions.skip).units if u.key in keys]
+        plan = Placement(own, {u.node.inputs[0]: None for u in own})
+        found = self._observe_only(plan, self.fit, grams=self._second_order)
+        chosen = self._ranges(found, plan, ("mse",))["mse"]
+        start = first_decisions(plan, nearest.skip, chosen, self.limit)
+        decisions = updated(best.decisions, start)
+        if self._second_order:
+            decisions = round_units(plan, decisions, found, limit=self.limit, noisy=False)
+        tried = self._build(decisions)
+        self.trail["finer inputs"] = tried.score
+        if price.buys(best, tried):
+            self.coarse = _Coarse(old, keys, best.decisions)
+            return tried, updated(nearest, start), seen.with_more(found)
+        self.model = old
+        return best, nearest, seen
 
     @property
     def _second_order(self) -> bool:
         return self.options.rounding == "second-order"
 
     def _observe(self, skip: frozenset[str], data: Dataset, *, grams: bool = False) -> Moments:
-        plan = self._place(self.model, skip)
+        return self._observe_only(self._place(self.model, skip), data, grams=grams)
+
+    def _observe_only(self, plan: Placement, data: Dataset, *, grams: bool = False) -> Moments:
         self.ctx.progress(0.0, "calibrating")
         return observe_inputs(
             self.model,
@@ -285,9 +352,20 @@ class Search:
         if not any(u.view is not None for u in best.units):
             return best
         self.ctx.progress(0.9, "timing groups of layers")
-        faster = drop_slow_groups(best, self._build, self.model, self._one_sample(), threads=self.ctx.threads)
+        floats = self.model if self.coarse is None else self.coarse.model
+        faster = drop_slow_groups(best, self._build, floats, self._one_sample(), threads=self.ctx.threads)
         self.slow = faster.decisions.skip - best.decisions.skip
         return faster
+
+    def _without_float_twins(self, best: Candidate) -> Candidate:
+        """Convolutions that are in float after all read their input once."""
+        coarse, decisions = self.coarse, best.decisions
+        if coarse is None or not coarse.keys & decisions.skip:
+            return best
+        self.model = coarse.model
+        weights = {k: w for k, w in coarse.decisions.weights.items() if k in coarse.keys}
+        biases = {k: b for k, b in coarse.decisions.biases.items() if k in coarse.keys}
+        return self._build(updated(decisions, Decisions(decisions.skip, coarse.decisions.chosen, weights, biases)))
 
     def _keep_better(self, what: str, old: Candidate, new: Candidate) -> Candidate:
         self.trail[what] = new.score

@@ -148,3 +148,74 @@ def test_the_weights_that_were_replaced_are_gone() -> None:
     result, _ = equalized(model)
 
     assert sorted(i.shape for i in result.graph.initializers) == [(4, 6, 1, 1), (6, 3, 1, 1)]
+
+
+def test_channels_are_followed_through_slices_and_padding() -> None:
+    """The shortcuts of residual networks for CIFAR-10: every second pixel, and zeros for the new channels."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4] y)
+        <int64[2] from = {0, 0}, int64[2] to = {8, 8}, int64[2] axes = {2, 3}, int64[2] step = {2, 2},
+         int64[8] pads = {0, 2, 0, 0, 0, 1, 0, 0}> {
+          a = Conv (x, w1, b1)
+          ar = Relu (a)
+          c = Slice (ar, from, to, axes, step)
+          d = Pad (c, pads)
+          b = Conv <strides = [2, 2], kernel_shape = [1, 1]> (ar, w2)
+          s = Add (b, d)
+          sr = Relu (s)
+          p = GlobalAveragePool (sr)
+          f = Flatten (p)
+          y = Gemm <transB = 1> (f, w3, b3)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(9, 6, 1, 1), w3=uneven(4, 9), b3=uneven(4),
+    )  # fmt: skip
+
+    result, groups = equalized(model)
+
+    assert groups == 1
+    assert same(model, result)
+
+
+def test_channels_are_followed_through_concatenation_splits_and_resizing() -> None:
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 16, 16] y)
+        <int64[2] sizes = {5, 4}, float[4] twice = {1, 1, 2, 2}> {
+          a = Conv (x, w1, b1)
+          b = Conv (x, w2)
+          c = Concat <axis = 1> (a, b)
+          r = Relu (c)
+          first, second = Split <axis = 1> (r, sizes)
+          u = Resize <mode = "nearest"> (first, , twice)
+          v = Conv (u, w3)
+          t = Conv (second, w4)
+          w = ConvTranspose <strides = [2, 2], kernel_shape = [2, 2]> (t, w5)
+          y = Add (v, w)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(3, 3, 1, 1), w3=uneven(4, 5, 1, 1), w4=uneven(4, 4, 1, 1),
+        w5=uneven(4, 4, 2, 2),
+    )  # fmt: skip
+
+    result, groups = equalized(model)
+
+    assert groups == 1
+    assert same(model, result)
+
+
+def test_halves_of_a_value_that_are_added_to_each_other_pin_it() -> None:
+    """Its channels would have two places in the group."""
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4, 8, 8] y) {
+          a = Conv (x, w1, b1)
+          first, second = Split <axis = 1, num_outputs = 2> (a)
+          s = Add (first, second)
+          y = Conv (s, w2)
+        }""",
+        w1=uneven(6, 3, 1, 1), b1=uneven(6), w2=uneven(4, 3, 1, 1),
+    )  # fmt: skip
+
+    _, groups = equalized(model)
+
+    assert groups == 0
