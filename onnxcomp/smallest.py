@@ -68,7 +68,7 @@ class _Contest:
     @property
     def reached(self) -> bool:
         """Whether the size that was asked for is there."""
-        return self.best is not None and _asked(self.job) and self.best.size <= _target(self.job)
+        return self.best is not None and _asked(self.job) and self.best.size <= _allowed(self.job)
 
 
 def shrink(job: Job) -> None:
@@ -99,8 +99,13 @@ def _asked(job: Job) -> bool:
     return job.options.size is not None
 
 
+def _allowed(job: Job) -> float:
+    """Bytes that the size asked for allows."""
+    return stored_bytes(job.source) / (job.options.size or 1.0)
+
+
 def _target(job: Job) -> int:
-    return int(_SLACK * stored_bytes(job.source) / (job.options.size or 1.0))
+    return int(_SLACK * _allowed(job))
 
 
 def _coded_bytes(model: Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -94,6 +95,17 @@ def test_a_size_that_was_asked_for_is_reached(tmp_path: Path) -> None:
     report = small(tmp_path, size="5x", max_drop=0.05)
     assert not report.unmet
     assert report.original["file_bytes"] >= 5 * report.optimized["file_bytes"]
+
+
+def test_a_plan_of_the_size_asked_for_ends_the_contest() -> None:
+    """Another way would trade what the budget leaves for bytes that nobody asked for."""
+    source = io.load(MODELS / f"{NAME}.onnx")
+    job: Any = SimpleNamespace(source=source, options=SimpleNamespace(size=4.0))
+    size = stored_bytes(source) // 4
+    contest = module._Contest(job, None, module._Found("a way", None, size))
+    assert contest.reached
+    contest.best = module._Found("a way", None, size + 2)
+    assert not contest.reached
 
 
 def test_without_data_weights_are_packed_without_loss(tmp_path: Path) -> None:
