@@ -317,7 +317,7 @@ def test_seven_bit_weights_cannot_saturate_sixteen_bit_sums() -> None:
 
 
 def test_a_processor_without_int8_dot_products_gets_seven_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnxcomp.passes.quantize_search.has_int8_dot_product", lambda: False)
+    monkeypatch.setattr("onnxcomp.passes.builder.has_int8_dot_product", lambda: False)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
 
     result, _, _ = quantized(residual(), IMAGES, "quantize:islands=false")
