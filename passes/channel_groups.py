@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from onnxcomp.graph import Constant, Graph, Model, Node
+from onnxcomp.graph import Constant, Model, Node
 from onnxcomp.linear import linear
-from onnxcomp.shapes import Shapes, infer
+from onnxcomp.passes.site import Site
+from onnxcomp.shapes import infer
 
 __all__ = ["Group", "channel_groups"]
 
@@ -43,9 +44,9 @@ class Group:
 
 def channel_groups(model: Model) -> list[Group]:
     """Groups of the main graph."""
-    scope, shapes = model.graph, infer(model)
-    finder = _Finder()
-    roles = [(node, *_role(model, node, shapes)) for node in scope.nodes]
+    scope, finder = model.graph, _Finder()
+    site = Site(model, scope, infer(model), model.opset)
+    roles = [(node, *_role(site, node)) for node in scope.nodes]
     for node, role, links in roles:
         for a, b, shift in links:
             finder.join(a, b, shift)
@@ -54,29 +55,33 @@ def channel_groups(model: Model) -> list[Group]:
         for body in node.bodies():
             finder.pins.extend(t for s in body.scopes() for n in s.nodes for t in n.inputs if t.name)
     found: dict[Any, Group] = {}
+
+    def group(tensor: Any) -> Group:
+        entry = found.setdefault(finder.root(tensor)[0], Group())
+        entry.tensors.setdefault(tensor)
+        return entry
+
     for node, role, _ in roles:
-        if role in ("linear", "between"):
-            ends = {"between": [node.outputs[0]]}.get(role, [node.outputs[0], node.inputs[0]])
-            lists = {"between": ["between"]}.get(role, ["producers", "consumers"])
-            for tensor, name in zip(ends, lists, strict=True):
-                group = found.setdefault(finder.root(tensor)[0], Group())
-                group.tensors.setdefault(tensor)
-                getattr(group, name).append(node)
-    _place(scope, found, finder, shapes)
+        if role == "between":
+            group(node.outputs[0]).between.append(node)
+        elif role == "linear":
+            group(node.outputs[0]).producers.append(node)
+            group(node.inputs[0]).consumers.append(node)
+    _place(site, found, finder)
     pinned = {finder.root(t)[0] for t in [*scope.inputs, *scope.outputs, *finder.pins]}
-    for root, group in found.items():
+    for root, entry in found.items():
         if root in pinned:
-            group.pinned = "an operator that does not commute with a factor reads or makes it"
+            entry.pinned = "an operator that does not commute with a factor reads or makes it"
     return list(found.values())
 
 
-def _place(scope: Graph, found: dict[Any, Group], finder: _Finder, shapes: Shapes) -> None:
+def _place(site: Site, found: dict[Any, Group], finder: _Finder) -> None:
     """Say where the channels of each value are in its group."""
     places: dict[Any, dict[Any, tuple[int, int]]] = {root: {} for root in found}
-    for tensor in [*scope.inputs, *(t for node in scope.nodes for t in node.outputs if t.name)]:
+    for tensor in [*site.scope.inputs, *(t for node in site.scope.nodes for t in node.outputs if t.name)]:
         root, offset = finder.root(tensor)
         if root in found:
-            channels = _channels(tensor, shapes)
+            channels = _channels(site, tensor)
             if channels is None:
                 finder.pins.append(tensor)
             else:
@@ -87,14 +92,14 @@ def _place(scope: Graph, found: dict[Any, Group], finder: _Finder, shapes: Shape
         group.channels = max((p.stop for p in group.places.values()), default=0)
 
 
-def _role(model: Model, node: Node, shapes: Shapes) -> tuple[str, list[Link]]:
+def _role(site: Site, node: Node) -> tuple[str, list[Link]]:
     """What a node is to its values, and what it connects.
 
     linear: makes and uses up channels; between: a depthwise convolution; commutes; shape: looks at extents only; pin.
     """
-    view = linear(model, node)
+    view = linear(site.model, node)
     if view is not None and view.op != "ConvTranspose":
-        whole = len(view.weight.outputs) == 1 and (view.op == "Conv" or shapes[node.inputs[0]].rank == 2)
+        whole = len(view.weight.outputs) == 1 and (view.op == "Conv" or site.shapes[node.inputs[0]].rank == 2)
         if view.depthwise and view.inputs == view.outputs and whole:
             return "between", [(node.inputs[0], node.outputs[0], 0)]
         return ("linear" if whole else "pin"), []
@@ -102,90 +107,80 @@ def _role(model: Model, node: Node, shapes: Shapes) -> tuple[str, list[Link]]:
         return "shape", []
     if node.domain or not node.inputs or isinstance(node.inputs[0], Constant):
         return "pin", []
-    links = list(_links(model, node, shapes))
+    links = list(_links(site, node))
     return ("commutes", links) if links else ("pin", [])
 
 
-def _links(model: Model, node: Node, shapes: Shapes) -> Iterator[Link]:
+def _links(site: Site, node: Node) -> Iterator[Link]:
     """What a node that commutes with factors connects; nothing if it does not commute, or not as far as is known."""
     x, outputs = node.inputs[0], [o for o in node.outputs if o.name]
-    channels = [_channels(t, shapes) for t in (x, *outputs)]
+    channels = [_channels(site, t) for t in (x, *outputs)]
     if None in channels or not outputs:
         return
     same = len(set(channels)) == 1
-    if len(outputs) == 1 and same and (node.op in _COMMUTES or _passes_on(model, node, shapes)):
+    if len(outputs) == 1 and same and (node.op in _COMMUTES or _passes_on(site, node)):
         yield x, outputs[0], 0
     elif node.op == "Add":
-        alike = {(shapes[t].rank, _channels(t, shapes)) for t in (*node.inputs, *outputs)}
+        alike = {(site.shapes[t].rank, _channels(site, t)) for t in (*node.inputs, *outputs)}
         if len(alike) == 1 and not any(isinstance(t, Constant) for t in node.inputs):
             yield from ((t, outputs[0], 0) for t in node.inputs)
-    elif node.op == "Slice" and (start := _slice_start(model, node, shapes)) is not None:
+    elif node.op == "Slice" and (start := _slice_start(site, node)) is not None:
         yield outputs[0], x, start
-    elif node.op == "Pad" and (before := _padded(model, node, shapes)) is not None:
+    elif node.op == "Pad" and (before := _padded(site, node)) is not None:
         yield x, outputs[0], before
-    elif node.op in ("Concat", "Split") and _axis(node, shapes) == 1:
+    elif node.op in ("Concat", "Split") and _axis(site, node) == 1:
         parts = list(node.inputs if node.op == "Concat" else node.outputs)
         whole = outputs[0] if node.op == "Concat" else x
-        counts = [_channels(t, shapes) for t in parts]
+        counts = [_channels(site, t) for t in parts]
         if not any(isinstance(t, Constant) for t in parts) and None not in counts:
             for number, part in enumerate(parts):
                 yield part, whole, sum(c or 0 for c in counts[:number])
 
 
-def _passes_on(model: Model, node: Node, shapes: Shapes) -> bool:
+def _passes_on(site: Site, node: Node) -> bool:
     """Whether a node with options keeps channels where they are and commutes."""
     if node.op in _FLAT:
-        return shapes[node.outputs[0]].rank == 2
+        return site.shapes[node.outputs[0]].rank == 2
     if node.op == "PRelu":
         return isinstance(node.inputs[1], Constant)
     if node.op in ("Resize", "Upsample"):  # what is outside of the picture may get a value of its own
         return bool(node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize")
     if node.op == "Slice":
-        axes = _integers(model, node, 3, "axes")
-        return axes is not None and 1 not in [a % (shapes[node.inputs[0]].rank or 1) for a in axes]
+        axes = site.integers(node, 3, "axes")
+        return axes is not None and 1 not in [a % (site.shapes[node.inputs[0]].rank or 1) for a in axes]
     return False
 
 
-def _slice_start(model: Model, node: Node, shapes: Shapes) -> int | None:
+def _slice_start(site: Site, node: Node) -> int | None:
     """The first channel of a Slice of neighbouring channels only."""
-    parts = [_integers(model, node, place, name) for place, name in ((1, "starts"), (3, "axes"), (4, "steps"))]
+    parts = [site.integers(node, place, name) for place, name in ((1, "starts"), (3, "axes"), (4, "steps"))]
     starts, axes, steps = parts
-    channels = _channels(node.inputs[0], shapes)
+    channels = _channels(site, node.inputs[0])
     if starts is None or axes is None or len(axes) != 1 or channels is None or (steps or [1]) != [1]:
         return None
-    if axes[0] % (shapes[node.inputs[0]].rank or 1) != 1:
+    if axes[0] % (site.shapes[node.inputs[0]].rank or 1) != 1:
         return None
     return min(max(starts[0] + channels if starts[0] < 0 else starts[0], 0), channels)
 
 
-def _padded(model: Model, node: Node, shapes: Shapes) -> int | None:
+def _padded(site: Site, node: Node) -> int | None:
     """Channels of zeros that a Pad puts before those of its input; a channel axis is padded with zeros only."""
-    pads, rank = _integers(model, node, 1, "pads"), shapes[node.inputs[0]].rank
+    pads, rank = site.integers(node, 1, "pads"), site.shapes[node.inputs[0]].rank
     plain = node.attrs.get("mode", "constant") == "constant" and not node.attrs.get("value")
     given = [t for t in node.inputs[2:] if t.name]
-    values = [model.value(t) for t in given]
+    values = [site.model.value(t) for t in given]
     if not plain or pads is None or len(pads) != 2 * (rank or 0) or any(v is None or v.any() for v in values):
         return None
     return pads[1] if pads[1] >= 0 and pads[1 + (rank or 0)] >= 0 else None
 
 
-def _integers(model: Model, node: Node, position: int, attribute: str) -> list[int] | None:
-    """Integers that an operator takes as an input, or took as an attribute in earlier opsets."""
-    if attribute in node.attrs:
-        return [int(v) for v in node.attrs[attribute]]
-    if position < len(node.inputs) and node.inputs[position].name:
-        found = model.value(node.inputs[position])
-        return None if found is None else [int(v) for v in found.reshape(-1)]
-    return None
+def _axis(site: Site, node: Node) -> int:
+    return int(node.attrs.get("axis", 0)) % (site.shapes[node.inputs[0]].rank or 1)
 
 
-def _axis(node: Node, shapes: Shapes) -> int:
-    return int(node.attrs.get("axis", 0)) % (shapes[node.inputs[0]].rank or 1)
-
-
-def _channels(tensor: Any, shapes: Shapes) -> int | None:
+def _channels(site: Site, tensor: Any) -> int | None:
     """The extent of axis 1 if it is known."""
-    shape = shapes[tensor].shape
+    shape = site.shapes[tensor].shape
     return shape[1] if shape is not None and len(shape) >= 2 and isinstance(shape[1], int) else None
 
 

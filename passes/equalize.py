@@ -53,6 +53,10 @@ class Equalize(Pass):
 
     strength: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.strength is not None and not 0 <= self.strength <= 1:
+            raise UsageError(f"option 'strength' of pass 'equalize' is {self.strength:g}; it must be from 0 to 1")
+
     @property
     def needs_data(self) -> bool:
         return True

@@ -36,19 +36,20 @@ def with_finer_inputs(model: Model, keys: Collection[str], chosen: Mapping[str, 
     """A copy of a float model in which convolutions, named by what they compute, read their input twice, shifted by a
     quarter of its step to either side. The function stays the same.
     """
-    copy = model.copy()
+    copy, both = model.copy(), {}
     scope = copy.graph
     for node in [n for n in scope.nodes if n.outputs and n.outputs[0].name in keys]:
         view, x = linear(copy, node), node.inputs[0]
         if view is None:
             raise ValueError(f"{node.label} has lost its constant weight")
-        quarter = np.repeat([-0.25, 0.25], view.inputs) * float(chosen[x.name].scale)
-        shift = quarter.reshape(1, -1, *(1,) * (view.weight.values.ndim - 2)).astype(view.weight.dtype)
-        twice, shifted = (copy.variable(f"{x.name}_{what}", x.dtype) for what in ("twice", "shifted"))
-        scope.add("Concat", [x, x], [twice], name=twice.name, attrs={"axis": 1})
-        scope.add("Add", [twice, copy.constant(scope, f"{x.name}_shift", shift)], [shifted], name=shifted.name)
+        if x not in both:
+            quarter = np.repeat([-0.25, 0.25], view.inputs) * float(chosen[x.name].scale)
+            shift = quarter.reshape(1, -1, *(1,) * (view.weight.values.ndim - 2)).astype(view.weight.dtype)
+            twice, both[x] = (copy.variable(f"{x.name}_{what}", x.dtype) for what in ("twice", "shifted"))
+            scope.add("Concat", [x, x], [twice], name=twice.name, attrs={"axis": 1})
+            scope.add("Add", [twice, copy.constant(scope, f"{x.name}_shift", shift)], [both[x]], name=both[x].name)
         halves = view.weight.values.astype(np.float64) / 2
         view.rewrite(copy, scope, np.concatenate([halves, halves], axis=1), None)
-        node.inputs[0] = shifted
+        node.inputs[0] = both[x]
     sort(copy)
     return copy

@@ -2,8 +2,10 @@
 
 import numpy as np
 import onnx
+import pytest
 
 from onnxcomp.calibration.data import open_data
+from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, run_pass
 from onnxcomp.passes.equalize import Equalize
@@ -219,3 +221,9 @@ def test_halves_of_a_value_that_are_added_to_each_other_pin_it() -> None:
     _, groups = equalized(model)
 
     assert groups == 0
+
+
+@pytest.mark.parametrize("strength", [-3.0, 1.5, float("nan")])
+def test_a_strength_that_is_no_exponent_from_0_to_1_is_refused(strength: float) -> None:
+    with pytest.raises(UsageError, match=r"'strength' of pass 'equalize' is .* from 0 to 1"):
+        Equalize(strength)

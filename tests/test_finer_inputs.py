@@ -63,6 +63,25 @@ def test_reading_the_input_twice_leaves_the_function(attributes: str) -> None:
     assert np.allclose(before, after, atol=1e-5)
 
 
+def test_convolutions_that_read_one_input_share_its_copies() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 3, 12, 12] x) => (float[N, 4, 12, 12] y) {
+          a = Conv (x, w1)
+          b = Conv (x, w2)
+          y = Mul (a, b)
+        }""")
+    for name in ("w1", "w2"):
+        values = RNG.standard_normal((4, 3, 1, 1)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    original = from_proto(proto)
+
+    twice = with_finer_inputs(original, {"a", "b"}, {"x": QuantParameters(0.02, 128, False)})
+
+    assert sorted(n.op for n in twice.graph.nodes) == ["Add", "Concat", "Conv", "Conv", "Mul"]
+    before, after = (open_session(m).run({"x": IMAGES[:2]})[0] for m in (original, twice))
+    assert np.allclose(before, after, atol=1e-5)
+
+
 def test_zeros_around_a_picture_stay_zeros() -> None:
     """With a large step the shifts would show at the border if they did not add up to nothing."""
     original = model()
