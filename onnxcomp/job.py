@@ -29,7 +29,6 @@ from onnxcomp.shapes import Shapes
 from onnxcomp.short_names import shortened
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
-from onnxcomp.trials import Trials
 from onnxcomp.verdict import Effect, Verification
 from onnxcomp.verification import verify
 
@@ -149,8 +148,11 @@ class Job:
         )
 
     def _stands(self, model: Model) -> bool:
-        """What a search asks about its candidates."""
-        return self._trials.stands(model)
+        """What a search asks about its candidates: unusual inputs come when it is done."""
+        found = self._verify(
+            model, effect="lossy", samples=_VERIFY_LIMIT, original=self._side, edges=False, progress=None
+        )
+        return found.verdict != "failed"
 
     @functools.cached_property
     def _small(self) -> bool:
@@ -161,18 +163,6 @@ class Job:
     @functools.cached_property
     def _side(self) -> Reference:
         return Reference(self.original, threads=self.options.threads, keep=_KEEP)
-
-    @functools.cached_property
-    def _trials(self) -> Trials:
-        assert self.samples.verification is not None
-        return Trials(
-            self._side,
-            self.samples.verification,
-            max_drop=self.options.max_drop,
-            metric=self.metric,
-            samples=_VERIFY_LIMIT,
-            exclude=self.samples.calibration_hashes,
-        )
 
     def _checked(self, step: Step, done: Done, repair: Repair) -> tuple[Done, Verification | None]:
         """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
@@ -187,7 +177,10 @@ class Job:
         drop = found.quality.drop if found.quality is not None else None
         return replace(done, record=replace(done.record, drop=drop)), found
 
-    def _verify(self, model: Model, *, effect: Effect, samples: int, original: Any = None) -> Verification:
+    def _verify(
+        self, model: Model, *, effect: Effect, samples: int, original: Any = None, **more: Any
+    ) -> Verification:
+        given: dict[str, Any] = {"progress": self.progress, **more}
         return verify(
             (self._side if self._small else self.original) if original is None else original,
             model,
@@ -199,7 +192,7 @@ class Job:
             exclude=self.samples.calibration_hashes,
             threads=self.options.threads,
             seed=self.options.seed,
-            progress=self.progress,
+            **given,
         )
 
     def _lossy(self) -> list[int]:

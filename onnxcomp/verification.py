@@ -16,6 +16,7 @@ from onnxcomp.comparison import Pair, compare, compare_edges, compare_runs, cut,
 from onnxcomp.edges import empty_axes
 from onnxcomp.errors import DataError, ModelError, UsageError
 from onnxcomp.interface import interface_changes
+from onnxcomp.noise import Noise
 from onnxcomp.quality import Metric
 from onnxcomp.reference import Reference, fixed, read_proto
 from onnxcomp.runtime import Session, open_session
@@ -25,7 +26,7 @@ from onnxcomp.verdict import Effect, Evidence, Verdict, Verification, judge
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["Effect", "Verdict", "Verification", "choose", "verify"]
+__all__ = ["Effect", "Verdict", "Verification", "verify"]
 
 Array = npt.NDArray[Any]
 Progress = Callable[[float, str], None]
@@ -80,24 +81,30 @@ def verify(
     if session is None or changes:
         return replace(blank, reasons=tuple(changes))
     batches = _made_up(reference, proto, seed) if data is None else data.batches(None if exclude else samples)
-    chosen = choose(batches, frozenset(exclude), samples, reference)
+    chosen = _choose(batches, frozenset(exclude), samples, reference)
     first = _some(chosen)
-    batches_seen = [batch for batch, _ in first if batch is not None]
-    try:  # exact candidates get no allowance: all that matters is whether the original repeats itself
-        noise = side.noise([b.feeds for b in batches_seen], optimize=optimize, vary=effect != "exact")
-    except Exception as error:
-        raise DataError(f"the original does not run on the data: {line(error)}") from error
+    one = next((batch for batch, _ in first if batch is not None), None)
+    noise = _noise(side, first, effect, optimize)
     on_disk = edges and isinstance(side.model, (str, os.PathLike))
     pair = Pair(
         reference, session, effect, noise, side.floor, side.variants(optimize=optimize), metric,
         _reporter(progress, data, samples), empty_axes(side.model, reference.inputs) if on_disk else frozenset(),
     )  # fmt: skip
-    seen, one = Evidence(), next(iter(batches_seen), None)
+    seen = Evidence()
     compare(seen, pair, itertools.chain(first, chosen))
     if not seen.failures and edges:
         compare_runs(seen, pair, one)
         compare_edges(seen, pair, proto, one, seed)
     return judge(blank, seen, noise, metric=metric, max_drop=max_drop, synthetic=data is None)
+
+
+def _noise(side: Reference, first: list[tuple[Batch | None, int]], effect: Effect, optimize: bool) -> Noise:
+    """What of the original is random. Exact candidates get no allowance: it only matters whether it repeats itself."""
+    feeds = [batch.feeds for batch, _ in first if batch is not None]
+    try:
+        return side.noise(feeds, optimize=optimize, vary=effect != "exact")
+    except Exception as error:
+        raise DataError(f"the original does not run on the data: {line(error)}") from error
 
 
 def _reporter(progress: Progress | None, data: Dataset | None, samples: int | None) -> Callable[[int], None]:
@@ -142,7 +149,7 @@ def _made_up(session: Session, proto: onnx.ModelProto, seed: int) -> Iterator[Ba
         yield Batch(feeds, None, 1, f"synthesized input {index}")
 
 
-def choose(
+def _choose(
     batches: Iterable[Batch], exclude: frozenset[str], limit: int | None, session: Session
 ) -> Iterator[tuple[Batch | None, int]]:
     """Batches without the excluded samples, each with how many were left out; None where nothing is left.
