@@ -26,11 +26,16 @@ Form = Literal["tensor", "channels", "codes", "plain"]  # plain: as it is
 
 @dataclass(frozen=True)
 class Style:
-    """How a weight is stored: the form of its codebook, bits of a code, and the share of zeros besides (0: none)."""
+    """How a weight is stored: the form of its codebook, bits of a code, and the share of zeros besides (0: none).
+
+    With a `step` its values are those of an even grid, with codes of variable length (entropy_grid.py); then `bits`
+    is 0.
+    """
 
     form: Form
     bits: int
     zeros: float = 0.0
+    step: float = 0.0
 
     @property
     def levels(self) -> int:

@@ -26,7 +26,10 @@ from onnxcomp.passes.rounding import Snap, round_groups, round_to_grid
 from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
-__all__ = ["Problem", "Shared", "channel_scales", "estimated", "fit", "nearest", "shrunk", "support", "thinned"]
+__all__ = [
+    "Problem", "Shared", "channel_scales", "compensated", "estimated", "fit", "nearest", "recentred", "shared_as",
+    "shrunk", "support", "thinned",
+]  # fmt: skip
 
 Array = npt.NDArray[Any]
 _SHRINKAGE = 0.3
@@ -169,7 +172,7 @@ def estimated(problem: Problem, scales: Array, count: int) -> float:
 def nearest(problem: Problem, scales: Array, count: int) -> Shared:
     """Weighted k-means, and each weight to the nearest of at most `count` entries."""
     levels = _codebook(problem, scales, count)
-    return _shared(problem, scales, levels, _nearest(problem, scales, levels))
+    return shared_as(problem, scales, levels, _nearest(problem, scales, levels))
 
 
 def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shared:
@@ -179,8 +182,8 @@ def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shar
         return best
     levels = best.levels
     for _ in range(rounds if problem.work <= _MOST_WORK else 1):
-        found = _shared(problem, scales, levels, _compensated(problem, scales, levels))
-        solved = _solved(problem, found)
+        found = shared_as(problem, scales, levels, compensated(problem, scales, _snap(levels)))
+        solved = recentred(problem, found)
         best = min(best, found, solved, key=lambda s: s.error)
         if np.array_equal(levels, solved.levels):
             break
@@ -214,19 +217,22 @@ def _nearest(problem: Problem, scales: Array, levels: Array) -> Array:
     return codes if problem.free is None else np.where(problem.free, codes, 0.0)
 
 
-def _compensated(problem: Problem, scales: Array, levels: Array) -> Array:
-    assert problem.moment is not None
+def compensated(problem: Problem, scales: Array, snap: Snap) -> Array:
+    """Codes that `snap` gives, with the error of each column made good in others (rounding.py)."""
+    if problem.moment is None:
+        codes = snap(problem.rows / scales)
+        return codes if problem.free is None else np.where(problem.free, codes, 0.0)
     if len(problem.rows) > 1:
-        return round_groups(problem.rows, scales, problem.moment, _snap(levels), problem.free)
+        return round_groups(problem.rows, scales, problem.moment, snap, problem.free)
     free = None if problem.free is None else problem.free[0]
-    return round_to_grid(problem.rows[0], scales[0], problem.moment[0], _snap(levels), free, coarse=True)[None]
+    return round_to_grid(problem.rows[0], scales[0], problem.moment[0], snap, free, coarse=True)[None]
 
 
-def _shared(problem: Problem, scales: Array, levels: Array, codes: Array) -> Shared:
+def shared_as(problem: Problem, scales: Array, levels: Array, codes: Array) -> Shared:
     return Shared(codes, levels, scales, problem.error(codes * scales))
 
 
-def _solved(problem: Problem, found: Shared) -> Shared:
+def recentred(problem: Problem, found: Shared) -> Shared:
     """The same indices with the codebook that is best for them, by conjugate gradients from the one that there is."""
     levels, scales = found.levels, found.scales
     index = nearest_level(levels, found.codes)
@@ -238,7 +244,7 @@ def _solved(problem: Problem, found: Shared) -> Shared:
 
     start = gather(problem.rows - scales * levels[index])
     moved = _rounded(problem, levels + _conjugate_gradients(lambda c: gather(scales * c[index]), start))
-    return _shared(problem, scales, np.unique(moved), moved[index])
+    return shared_as(problem, scales, np.unique(moved), moved[index])
 
 
 def _conjugate_gradients(product: Callable[[Array], Array], right: Array) -> Array:

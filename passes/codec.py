@@ -5,15 +5,15 @@ pattern of +0.0. An encoding stores a table of values and, for each element, a p
 
 * dense: a code of w = ceil(log2 K) bits for each element, K the number of different values (w = 0: one value);
 * sparse: the places of the m elements that are not zero, and for these a code, or the values as they are;
-* grouped: a row of the table for each group of slices along one axis (codebooks per output channel, for one).
+* grouped: a row of the table for each group of slices along one axis (codebooks per output channel, for one);
+* ranks: in place of codes of one width, the rank of each value among those of the table by frequency, Rice-coded.
 
-Places are Rice-coded (Rice and Plaunt, 1971): of each gap g, the number of zeros before a value, the quotient
-g >> l in unary (that many zeros and a one) and the low l bits. With l = 0 that is the bitmap of the tensor. The whole
-takes m (1 + l) + sum(g >> l) bits; at random places and the best l, that is within 4 % of the entropy
-n H(m/n) from 50 % zeros up.
-
-Codes have a fixed width. Variable ones would save little: the int8 weights of the quantized models in models/ have an
-entropy of 7.4 to 7.8 bits, and decoding them with operators of static shape takes many more nodes at load.
+The Rice code of a number g (Rice and Plaunt, 1971) is the quotient g >> l in unary (that many zeros and a one) and the
+low l bits; m numbers take m (1 + l) + sum(g >> l) bits. Places are coded as gaps, the number of zeros before each
+value. With l = 0 that is the bitmap of the tensor; at random places and the best l, it is within 4 % of the entropy
+n H(m/n) from 50 % zeros up. Values around zero on an even grid have frequencies that fall about geometrically with
+their rank, for which Rice codes are nearly the best there are (Gallager and Van Voorhis, 1975): they take the place of
+the Huffman codes of Deep Compression, which standard operators could not decode in a few steps.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ Array = npt.NDArray[Any]
 MAX_CODES = 256
 # Elements of a tensor that is decoded as a whole: ONNX Runtime folds no node that gives more than 1 GiB, here of int32.
 MAX_ELEMENTS = 1 << 28
-_NAME = re.compile(r"(?:(Bitmap)|(Rows)|Rice([1-8]))?(?:Values|Codes([0-8]))(Grouped)?")
+_NAME = re.compile(r"(?:(Bitmap)|(Rows)|Rice([1-8]))?(?:Values|Codes([0-8])|Ranks([0-7]))(Grouped)?")
 
 
 @dataclass(frozen=True, order=True)
 class Form:
     """What a decoder has to know. `positions`: None for a dense form, else l; `width`: bits of a code, or None for
-    values as they are (sparse only). `rows`: a dense table of which single rows are decoded, when they are looked up.
+    ranks of which `ranks` is l, or else for values as they are (sparse only). `rows`: a dense table of which single
+    rows are decoded, when they are looked up.
     """
 
     positions: int | None
     width: int | None
     grouped: bool = False
     rows: bool = False
+    ranks: int | None = None
 
     @property
     def name(self) -> str:
@@ -55,6 +57,8 @@ class Form:
         if self.positions is not None:
             places = f"Rice{self.positions}" if self.positions else "Bitmap"
         values = "Values" if self.width is None else f"Codes{self.width}"
+        if self.ranks is not None:
+            values = f"Ranks{self.ranks}"
         return places + values + ("Grouped" if self.grouped else "")
 
     @classmethod
@@ -62,18 +66,30 @@ class Form:
         match = _NAME.fullmatch(name)
         if match is None:
             return None
-        bitmap, rows, low, width, grouped = match.groups()
+        bitmap, rows, low, width, ranks, grouped = match.groups()
         positions = 0 if bitmap else int(low) if low else None
-        form = cls(positions, int(width) if width else None, bool(grouped), bool(rows))
-        sensible = form.width is not None or (form.positions is not None and not form.grouped)
+        one_width, ranked = int(width) if width else None, int(ranks) if ranks else None
+        form = cls(positions, one_width, bool(grouped), bool(rows), ranked)
+        sensible = form.coded or (form.positions is not None and not form.grouped)
         if form.rows:
             sensible = bool(form.width) and not form.grouped
-        return form if sensible else None
+        return form if sensible and not (ranks and grouped) else None
+
+    @property
+    def coded(self) -> bool:
+        """Whether there are codes or ranks, and not values as they are."""
+        return self.width is not None or self.ranks is not None
+
+    @property
+    def low(self) -> int:
+        """Bits of each number of the codes: all of them, or those of a rank that are not in unary."""
+        return self.width or self.ranks or 0
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """Names of the streams: b(its of the places), r(ests of the gaps), c(odes), t(able)."""
-        used = {"b": self.positions is not None, "r": bool(self.positions), "c": bool(self.width), "t": True}
+        """Names of the streams: b(its of the places), r(ests of the gaps), u(nary parts), c(odes), t(able)."""
+        places, gaps = self.positions is not None, bool(self.positions)
+        used = {"b": places, "r": gaps, "u": self.ranks is not None, "c": bool(self.low), "t": True}
         return tuple(name for name, there in used.items() if there)
 
     @property
@@ -83,7 +99,8 @@ class Form:
 
     @property
     def attributes(self) -> tuple[str, ...]:
-        used = {"shape": not self.rows, "count": bool(self.positions), "groups": self.grouped}
+        counted = bool(self.positions) or (self.positions is not None and self.ranks is not None)
+        used = {"shape": not self.rows, "count": counted, "groups": self.grouped}
         return tuple(name for name, there in used.items() if there)
 
     def shape(self, attributes: Mapping[str, list[int]], codes: tuple[int, ...]) -> tuple[int, ...]:
@@ -130,39 +147,44 @@ def encode(values: Array, plan: Plan) -> Encoded:
     held: Array = np.arange(bits.size) if form.positions is None else np.flatnonzero(bits)
     if form.positions is not None:
         gaps = np.diff(held, prepend=-1) - 1
-        length = bits.size if form.positions == 0 else _unary_bits(gaps, form.positions)
-        unary = np.zeros(length, np.uint8)
-        unary[np.cumsum((gaps >> form.positions) + 1) - 1] = 1
-        streams["b"] = pack_numbers(unary, 1)
+        streams["b"], rests = _rice(gaps, form.positions, at_least=0 if form.positions else bits.size)
         if form.positions:
-            streams["r"] = pack_numbers(gaps & ((1 << form.positions) - 1), form.positions)
+            streams["r"] = pack_numbers(rests, form.positions)
+        if "count" in form.attributes:
             attributes["count"] = [len(held)]
     if plan.groups is not None:
         attributes["groups"] = list(plan.groups)
     codes, table = _coded(bits if form.positions is None else bits[held], held, plan)
-    if form.width:
-        streams["c"] = pack_numbers(codes, form.width)
+    if form.ranks is not None:
+        streams["u"], codes = _rice(codes, form.ranks)
+    if form.low:
+        streams["c"] = pack_numbers(codes, form.low)
         if form.rows:
             streams["c"] = streams["c"].reshape(plan.shapes["c"])
     streams["t"] = table.view(values.dtype)
     return Encoded(form, streams, attributes)
 
 
-def _unary_bits(gaps: npt.NDArray[np.int64], low: int) -> int:
-    """Bits of the unary stream of Rice-coded gaps."""
-    return int((gaps >> low).sum()) + len(gaps)
+def _rice(numbers: npt.NDArray[np.int64], low: int, *, at_least: int = 0) -> tuple[Array, Array]:
+    """The quotients of Rice codes as a packed stream (filled up with zeros to `at_least` bits), and the low parts."""
+    quotients = numbers >> low
+    unary = np.zeros(max(int(quotients.sum()) + len(numbers), at_least), np.uint8)
+    unary[np.cumsum(quotients + 1) - 1] = 1
+    return pack_numbers(unary, 1), numbers & ((1 << low) - 1)
 
 
 def _coded(kept: Array, held: Array, plan: Plan) -> tuple[Array, Array]:
     """Codes of the elements that are stored, and the table, in which zero comes first if the form is sparse."""
     zero = int(plan.form.positions is not None)
     table = np.zeros(plan.shapes["t"], kept.dtype)
-    if plan.form.width is None:
+    if not plan.form.coded:
         table[1:] = kept
         return np.empty(0, np.uint8), table
     if plan.groups is None:
-        table[zero:] = np.unique(kept)
-        return np.searchsorted(table[zero:], kept), table
+        values, codes, counts = np.unique(kept, return_inverse=True, return_counts=True)
+        order = np.arange(len(values)) if plan.form.ranks is None else np.argsort(-counts, kind="stable")
+        table[zero:] = values[order]
+        return np.argsort(order)[codes], table
     _, groups, inner = plan.groups
     owner = held // inner % groups
     order = np.argsort(owner, kind="stable")
@@ -186,15 +208,10 @@ def decode(encoded: Encoded) -> Array:
     table = streams["t"]
     index = np.zeros(size, np.int64)
     if form.positions is None:
-        if form.width:
-            index[:] = unpack_numbers(streams["c"].reshape(-1, group(form.width)[1]), form.width, size)
+        index[:] = _codes(encoded, size)
     else:
         held = _places(encoded, size)
-        if form.width is None:
-            index[held] = np.arange(1, len(held) + 1)
-        else:
-            codes = unpack_numbers(streams["c"], form.width, len(held)) if form.width else 0
-            index[held] = np.add(codes, 1, dtype=np.int64)
+        index[held] = _codes(encoded, len(held)) + 1 if form.coded else np.arange(1, len(held) + 1)
     if form.grouped:
         _, groups, inner = encoded.attributes["groups"]
         index += np.arange(size) // inner % groups * table.shape[1]
@@ -209,7 +226,7 @@ def _check(encoded: Encoded, size: int) -> None:
     form, streams, attributes = encoded.form, encoded.streams, encoded.attributes
     if size > MAX_ELEMENTS and not form.rows:
         raise ValueError(f"{size} elements are more than {MAX_ELEMENTS}")
-    for letter, width in (("b", 1), ("r", form.positions or 1), ("c", form.width or 1)):
+    for letter, width in (("b", 1), ("r", form.positions or 1), ("u", 1), ("c", form.low or 1)):
         if letter in streams and streams[letter].shape[-1:] != (group(width)[1],):
             raise ValueError(f"stream {letter} of shape {list(streams[letter].shape)} has no numbers of {width} bits")
     if streams["t"].ndim != 1 + form.grouped or not streams["t"].size:
@@ -222,19 +239,32 @@ def _check(encoded: Encoded, size: int) -> None:
         raise ValueError(f"groups {groups} or the count do not fit {size} elements")
 
 
+def _codes(encoded: Encoded, count: int) -> npt.NDArray[np.int64]:
+    """Codes of the elements that are stored, ranks among them. Raises ValueError if they are not so many."""
+    form, streams = encoded.form, encoded.streams
+    if form.ranks is not None:
+        return _numbers(streams["u"], streams.get("c"), form.ranks, count)
+    if not form.width:
+        return np.zeros(count, np.int64)
+    return unpack_numbers(streams["c"].reshape(-1, group(form.width)[1]), form.width, count).astype(np.int64)
+
+
 def _places(encoded: Encoded, size: int) -> npt.NDArray[np.int64]:
     """Places of the elements that are not zero. Raises ValueError if one is outside."""
-    low = encoded.form.positions or 0
-    bits = encoded.streams["b"]
-    unary = unpack_numbers(bits, 1, bits.size * 8)
-    ones = np.flatnonzero(unary)
-    if low:
-        count = encoded.attributes["count"][0]
-        if len(ones) != count:
-            raise ValueError(f"{len(ones)} places where {count} were announced")
-        rests = unpack_numbers(encoded.streams["r"], low, count).astype(np.int64)
-        quotients = np.diff(ones, prepend=-1) - 1
-        ones = np.cumsum((quotients << low) + rests + 1) - 1
-    if len(ones) and ones[-1] >= size:
-        raise ValueError(f"place {int(ones[-1])} is outside of {size} elements")
-    return ones
+    streams, low = encoded.streams, encoded.form.positions or 0
+    count = encoded.attributes["count"][0] if "count" in encoded.form.attributes else None
+    places = np.cumsum(_numbers(streams["b"], streams.get("r"), low, count) + 1) - 1
+    if len(places) and places[-1] >= size:
+        raise ValueError(f"place {int(places[-1])} is outside of {size} elements")
+    return places
+
+
+def _numbers(unary: Array, rests: Array | None, low: int, count: int | None) -> npt.NDArray[np.int64]:
+    """Numbers from their Rice codes. Raises ValueError if they are not as many as announced."""
+    ones = np.flatnonzero(unpack_numbers(unary, 1, unary.size * 8))
+    if count is not None and len(ones) != count:
+        raise ValueError(f"{len(ones)} numbers where {count} were announced")
+    quotients = np.diff(ones, prepend=-1) - 1
+    if rests is None:
+        return quotients
+    return np.asarray((quotients << low) + unpack_numbers(rests, low, len(ones)))

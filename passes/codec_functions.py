@@ -1,8 +1,8 @@
 """The decoders: model-local functions of standard operators that ONNX Runtime folds when it loads a model.
 
 One function per form (see codec.py). Inputs, as far as the form has them: the bits of the position code, the low parts
-of the gaps, the codes, the table. Attributes: `shape` of the tensor, `count` of the values that are stored, `groups`
-[outer, groups, inner], the view of the tensor in which each group has a row of the table.
+of the gaps, the unary parts of ranks, the codes, the table. Attributes: `shape` of the tensor, `count` of the values
+that are stored, `groups` [outer, groups, inner], the view of the tensor in which each group has a row of the table.
 
 Only operators of opset 12 are used (so there is no BitwiseAnd), and no operator whose output shape depends on data,
 such as NonZero: ONNX Runtime does not fold what it cannot infer. All intermediate numbers are uint8 or int32; values
@@ -28,7 +28,7 @@ from onnxcomp.storage import DOMAIN, OPSET
 __all__ = ["decoder", "form_of"]
 
 # Names of values: short, as every file carries them, and none of those of inputs and outputs.
-_LETTERS = [letter for letter in string.ascii_letters if letter not in "bcirty"]
+_LETTERS = [letter for letter in string.ascii_letters if letter not in "bcirtuy"]
 
 
 @functools.cache
@@ -187,6 +187,8 @@ def _indices(body: _Body, form: Form) -> str:
     """
     view = body.attribute("groups" if form.grouped else "shape")
     if form.positions is None:
+        if form.ranks is not None:
+            return body.op("Reshape", _ranks(body, form.ranks, body.size), view)
         if form.width == 0:
             return body.op("Expand", body.array([0], np.int32), view)
         return body.numbers("c", form.width or 0, body.size, view)
@@ -202,13 +204,19 @@ def _sparse_indices(body: _Body, form: Form, low: int) -> str:
         if form.width == 0:
             return mask
         rank = body.op("Mul", body.cumulated(mask), mask)
-        if form.width is None:
+        if not form.coded:
             return rank
-        codes = body.op("Add", body.numbers("c", form.width, None), one)
+        if form.ranks is not None:
+            numbers = _ranks(body, form.ranks, body.attribute("count"))
+        else:
+            numbers = body.numbers("c", form.low, None)
+        codes = body.op("Add", numbers, one)
         return body.op("Gather", body.op("Concat", body.array([0], np.int32), codes, axis=0), rank)
     count = body.attribute("count")
     places = _rice_positions(body, low, count)
-    if form.width is None:
+    if form.ranks is not None:
+        codes = body.op("Add", _ranks(body, form.ranks, count), one)
+    elif form.width is None:
         codes = body.cumulated(body.op("Expand", one, count))
     elif form.width == 0:
         codes = body.op("Expand", one, count)
@@ -218,16 +226,30 @@ def _sparse_indices(body: _Body, form: Form, low: int) -> str:
 
 
 def _rice_positions(body: _Body, low: int, count: str) -> str:
-    """int32 [count]: places of the values that are not zero, from their Rice-coded gaps (see codec.py).
-
-    The zeros before the i-th one of the bits are the sum of the first i quotients.
-    """
+    """int32 [count]: places of the values that are not zero, from their Rice-coded gaps (see codec.py)."""
     one = body.array([1], np.int32)
-    bits = body.numbers("b", 1, None)
-    slots = body.op("Mul", body.cumulated(bits), bits)
-    zeros = body.cumulated(body.op("Sub", one, bits))
-    end = body.op("Add", count, body.ints(1))
-    quotients = body.op("Slice", body.scattered(slots, zeros, end), body.ints(1), end)
+    quotients = _zeros_before(body, "b", count)
     rests = body.cumulated(body.op("Add", body.numbers("r", low, count), one))
     high = body.op("Mul", quotients, body.array([1 << low], np.int32))
     return body.op("Sub", body.op("Add", high, rests), one)
+
+
+def _zeros_before(body: _Body, stream: str, count: str) -> str:
+    """int32 [count]: zeros before the i-th one of the bits, which is the sum of the quotients up to the i-th."""
+    one = body.array([1], np.int32)
+    bits = body.numbers(stream, 1, None)
+    slots = body.op("Mul", body.cumulated(bits), bits)
+    zeros = body.cumulated(body.op("Sub", one, bits))
+    end = body.op("Add", count, body.ints(1))
+    return body.op("Slice", body.scattered(slots, zeros, end), body.ints(1), end)
+
+
+def _ranks(body: _Body, low: int, count: str) -> str:
+    """int32 [count]: Rice-coded ranks."""
+    sums = _zeros_before(body, "u", count)
+    before = body.op("Slice", sums, body.ints(0), body.ints(-1))
+    quotients = body.op("Sub", sums, body.op("Concat", body.array([0], np.int32), before, axis=0))
+    if not low:
+        return quotients
+    high = body.op("Mul", quotients, body.array([1 << low], np.int32))
+    return body.op("Add", high, body.numbers("c", low, count))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxcomp.passes.codec import MAX_CODES, Form, Plan, patterns
+from onnxcomp.passes.codec import MAX_CODES, MAX_ELEMENTS, Form, Plan, patterns
 from onnxcomp.passes.codec_bits import group, packed_shape
 
 __all__ = ["plans"]
@@ -35,7 +35,7 @@ def plans(values: Array, *, rows: bool = False) -> list[Plan]:
 
 def _rows_plan(bits: Array, shape: tuple[int, ...]) -> Plan | None:
     """Dense codes of a table [rows, columns] whose rows end with a byte."""
-    table = _distinct(bits)
+    table, _ = _distinct(bits)
     width = 0 if table is None or len(table) > MAX_CODES else _width(len(table))
     if table is None or not width or len(shape) != 2 or shape[1] % group(width)[0]:
         return None
@@ -54,7 +54,7 @@ class _Facts:
         self.lows: dict[int, int] = {0: self.size} if self.zeros else {}  # bits of the places, without low parts
         if 4 * self.zeros > self.size:
             self.lows.update(_rice_bits(_gaps(bits)))
-        self.table = _distinct(bits)
+        self.table, self.counts = _distinct(bits)
         self.rows = _grouped(bits, shape, self.table)
 
     def positions(self) -> list[int | None]:
@@ -72,6 +72,7 @@ class _Facts:
             different = len(self.table) - int(zero and self.table[0] == 0)
             if different <= MAX_CODES:
                 found.append(self._plan(Form(positions, _width(different)), count, (different + zero,), None))
+                found += self._ranked(positions, count)
         for groups, dense, sparse in self.rows:
             different = sparse if zero else dense
             if different <= MAX_CODES:
@@ -79,14 +80,34 @@ class _Facts:
                 found.append(self._plan(form, count, (groups[1], different + zero), groups))
         return found
 
-    def _plan(self, form: Form, count: int, table: tuple[int, ...], groups: tuple[int, int, int] | None) -> Plan:
+    def _ranked(self, positions: int | None, count: int) -> list[Plan]:
+        """Ranks by frequency with the best number of low bits and its neighbours."""
+        assert self.table is not None
+        counts = np.sort(self.counts[int(positions is not None and self.table[0] == 0) :])[::-1]
+        ranks = np.arange(len(counts))
+        unary = {low: int((counts * ((ranks >> low) + 1)).sum()) for low in range(_width(len(counts)))}
+        if not unary:
+            return []
+        best = min(unary, key=lambda low: unary[low] + low * count)
+        found = []
+        for low in (best - 1, best, best + 1):
+            if unary.get(low, MAX_ELEMENTS + 1) <= MAX_ELEMENTS:
+                table = (len(counts) + int(positions is not None),)
+                found.append(self._plan(Form(positions, None, ranks=low), count, table, None, unary[low]))
+        return found
+
+    def _plan(
+        self, form: Form, count: int, table: tuple[int, ...], groups: tuple[int, int, int] | None, unary: int = 0
+    ) -> Plan:
         shapes: dict[str, tuple[int, ...]] = {}
         if form.positions is not None:
             shapes["b"] = packed_shape(self.lows[form.positions], 1)
         if form.positions:
             shapes["r"] = packed_shape(count, form.positions)
-        if form.width:
-            shapes["c"] = packed_shape(count, form.width)
+        if form.ranks is not None:
+            shapes["u"] = packed_shape(unary, 1)
+        if form.low:
+            shapes["c"] = packed_shape(count, form.low)
         nbytes = sum(math.prod(s) for s in shapes.values()) + math.prod(table) * self.itemsize
         shapes["t"] = table
         return Plan(form, shapes, nbytes, groups)
@@ -111,15 +132,21 @@ def _rice_bits(gaps: npt.NDArray[np.int64]) -> dict[int, int]:
     return {low: int((gaps >> low).sum()) + len(gaps) for low in sorted(lows)}
 
 
-def _distinct(bits: Array) -> Array | None:
-    """The different patterns in order; None if they are more than fit a table (one more for zero)."""
+def _distinct(bits: Array) -> tuple[Array | None, npt.NDArray[np.int64]]:
+    """The different patterns in order, and how often each is there; None if they are more than fit a table (one more
+    for zero).
+    """
+    none = np.empty(0, np.int64)
     if bits.size > 4 * _SAMPLE and len(np.unique(bits[:: bits.size // _SAMPLE])) > MAX_CODES + 1:
-        return None
+        return None, none
     if bits.itemsize <= 2:
-        found = np.flatnonzero(np.bincount(bits, minlength=2)).astype(bits.dtype)
+        counted = np.bincount(bits, minlength=2)
+        found = np.flatnonzero(counted).astype(bits.dtype)
+        counts = counted[found]
     else:
-        found = np.unique(bits)
-    return found if len(found) <= MAX_CODES + 1 and len(found) - (found[0] == 0) <= MAX_CODES else None
+        found, counts = np.unique(bits, return_counts=True)
+    fits = len(found) <= MAX_CODES + 1 and len(found) - (found[0] == 0) <= MAX_CODES
+    return (found, counts) if fits else (None, none)
 
 
 def _grouped(

@@ -14,7 +14,7 @@ from onnxcomp.graph import Constant, Model
 
 __all__ = ["halve_vectors"]
 
-_LEAST = 96  # elements; below, the Cast takes more room than it saves
+_LEAST = 32  # elements; below, the Cast takes more room than it saves
 # Operators to which one entry of a vector means as much as another: no positions, no tables, no variances.
 _READERS = frozenset(
     {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "InstanceNormalization", "LayerNormalization", "PRelu"}

@@ -1,13 +1,13 @@
 """What each weight is to be approximated by, and how well each way to store it does that.
 
 The error of an option is estimated from a sample of its weights as if inputs did not correlate (`codebook.estimated`),
-times what second-order assignment gains on this weight, measured for one codebook without zeros and one for each share
-of zeros.
+times what second-order assignment gains on this weight, measured for one codebook without zeros, for one with each
+share of zeros, and for a coarse and a fine grid.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,11 +17,12 @@ import numpy.typing as npt
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.passes.bit_plan import Form, Option, Style
 from onnxcomp.passes.codebook import Problem, Shared, channel_scales, estimated, fit, shrunk, support, thinned
+from onnxcomp.passes.entropy_grid import estimated_grid, fit_grid, rate
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.share_sites import Weight
 from onnxcomp.passes.share_storage import Key, Storage
 
-__all__ = ["PROBE", "Problems", "row_scales"]
+__all__ = ["Problems", "row_scales"]
 
 Array = npt.NDArray[Any]
 PROBE = 3  # bits at which gain and sensitivity are measured
@@ -30,6 +31,9 @@ _INT8 = 127
 _ZEROS = (0.5, 0.65, 0.8, 0.9)
 _BITS_BESIDE_ZEROS = range(1, 6)
 _SPARSE_PROBE = 2  # bits at which the gain of codebooks with zeros is measured
+_STEPS = tuple(3.0 * 2.0 ** (-j / 3) for j in range(16))  # of grids, relative to the root of the mean square
+_FITTED = (2, 7)  # steps that are fitted: about 1.3 and 2.7 bits
+_FITTED_SPARSE = (2,)
 
 
 class Problems:
@@ -74,6 +78,8 @@ class Problems:
         return self._fit(weight, style, self.styled(weight, style, problem))
 
     def _fit(self, weight: Weight, style: Style, asked: Problem) -> Shared:
+        if style.step:
+            return fit_grid(asked, style.step)
         return fit(asked, self._scales(weight, style.form, asked), style.levels, rounds=_rounds(style.bits))
 
     def fitted(self, weight: Weight, style: Style) -> Shared:
@@ -99,9 +105,11 @@ class Problems:
 
     def options(self, weight: Weight, wanted: str, bits: range, *, zeros: bool) -> list[Option]:
         """Ways to store the weight with `bits` each, of the form that is `wanted` or of both; with `zeros` sparse ones
-        as well.
+        as well, or grids with codes of variable length, where it is known what they do to outputs.
         """
         problem = self.own(weight)
+        if zeros and problem.moment is not None and weight.key not in self._storage:
+            return [o for z in (0.0, *self._more_zeros(weight)) for o in self._grids(weight, z, problem)]
         found = [self._dense(weight, form, bits, problem) for form in self._forms(weight, wanted)]
         options = [option for row in found for option in row]
         if zeros:
@@ -121,6 +129,31 @@ class Problems:
             return ["channels"] if wanted == "channels" else ["tensor", "channels"]
         return ["tensor"]
 
+    def probe(self, options: Sequence[Option]) -> Option:
+        """The one of the options that has been fitted, to see what it does to the model."""
+        grids = [o for o in options if o.style.step and not o.style.zeros]
+        if grids:
+            return grids[_FITTED[-1]]
+        return next((o for o in options if o.style.bits == PROBE and not o.style.zeros), options[0])
+
+    def _grids(self, weight: Weight, zeros: float, problem: Problem) -> list[Option]:
+        """Grids with the same zeros. What some gain by assignment, and how many bits that takes, is measured."""
+        size, power = weight.constant.weight.size, max(problem.power, 1e-30)
+        spread = max(float(np.sqrt(np.square(problem.rows).mean())), 1e-30)
+        styles = [Style("tensor", 0, zeros, spread * relative) for relative in _STEPS]
+        asked = self.styled(weight, styles[0], problem)
+        errors, bits = np.transpose([estimated_grid(asked, s.step) for s in styles])
+        places, gains, ratios = _FITTED_SPARSE if zeros else _FITTED, [], []
+        for place in places:
+            if (weight.key, styles[place]) not in self._fitted:
+                self._fitted[weight.key, styles[place]] = self._fit(weight, styles[place], asked)
+            found = self._fitted[weight.key, styles[place]]
+            gains.append(np.log(max(found.error - asked.lost, 1e-30) / max(errors[place], 1e-30)))
+            ratios.append(rate(found.levels, found.codes).bits(size) / bits[place])
+        errors = (asked.lost + errors * np.exp(np.interp(range(len(styles)), places, gains))) / power
+        bits *= np.interp(range(len(styles)), places, ratios)
+        return [Option(s, float(b * size / 8), float(e)) for s, b, e in zip(styles, bits, errors, strict=True)]
+
     def _dense(self, weight: Weight, form: Form, bits: range, problem: Problem) -> list[Option]:
         measured = {min(b, _MEASURED) for b in bits}
         row = self._row(weight, form, 0.0, measured, PROBE, problem)
@@ -130,10 +163,15 @@ class Problems:
         ]
 
     def _sparse(self, weight: Weight, form: Form, problem: Problem) -> list[Option]:
-        free = weight.free
-        there = 0.0 if free is None else 1 - np.count_nonzero(free) / free.size
-        rows = (self._row(weight, form, z, _BITS_BESIDE_ZEROS, _SPARSE_PROBE, problem) for z in _ZEROS if z > there)
+        rows = (
+            self._row(weight, form, z, _BITS_BESIDE_ZEROS, _SPARSE_PROBE, problem) for z in self._more_zeros(weight)
+        )
         return [option for row in rows for option in row]
+
+    def _more_zeros(self, weight: Weight) -> list[float]:
+        """Shares of zeros that are more than the weight has."""
+        there = 0.0 if weight.free is None else 1 - np.count_nonzero(weight.free) / weight.free.size
+        return [z for z in _ZEROS if z > there]
 
     def _row(
         self, weight: Weight, form: Form, zeros: float, bits: Iterable[int], probe: int, problem: Problem

@@ -26,7 +26,7 @@ from onnxcomp.passes.bit_plan import Option, Plan
 from onnxcomp.passes.codebook import Problem, Shared
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.share_bias import set_bias, takes_bias
-from onnxcomp.passes.share_problems import PROBE, Problems
+from onnxcomp.passes.share_problems import Problems
 from onnxcomp.passes.share_refit import Targets, Task, find_targets, refit, tasks
 from onnxcomp.passes.share_sites import find_weights, moments
 from onnxcomp.passes.share_storage import Key, by_key, plain_form
@@ -109,7 +109,7 @@ class SharingSearch:
         found = {}
         for number, (key, weight) in enumerate(self.weights.items()):
             self.ctx.progress(number / len(self.weights), "sensitivity")
-            probe = next((o for o in options[key] if o.style.bits == PROBE and not o.style.zeros), options[key][0])
+            probe = self.problems.probe(options[key])
             alone = self.judged(self._candidate({key: self.problems.fitted(weight, probe.style)}), single=True)
             found[key] = max(10.0 ** (-alone.score / 10), 1e-12) / max(probe.error, 1e-12)
         return found

@@ -1,10 +1,11 @@
 """share-weights: few distinct values per weight, chosen so that the outputs stay.
 
 Every weight gets a codebook of 2 to 8 bits: float values for the tensor, int8 values with one scale per output
-channel, or, in a model with int8 weights, a subset of its codes. Exact k-means gives the first codebook (kmeans.py),
-second-order assignment and closed-form centroids the rest (codebook.py), and sequential fitting makes errors of earlier
-operators good (share_refit.py). Bits go where they matter (bit_plan.py), as few as the drop on held-out samples allows,
-or as many as fit into a size. Equal tensors are tied first.
+channel, or, in a model with int8 weights, a subset of its codes; or an even grid with codes of variable length
+(entropy_grid.py). Exact k-means gives the first codebook (kmeans.py), second-order assignment and closed-form centroids
+the rest (codebook.py), and sequential fitting makes errors of earlier operators good (share_refit.py). Bits go where
+they matter (bit_plan.py), as few as the drop on held-out samples allows, or as many as fit into a size. Equal tensors
+are tied first.
 
 The file gets small when the indices are stored instead of the values; run time stays what it was.
 """
@@ -12,7 +13,7 @@ The file gets small when the indices are stored instead of the values; run time 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -24,7 +25,10 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context, Effect, Pass
 from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
+from onnxcomp.passes.codebook import Shared
+from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.duplicates import merge_initializers
+from onnxcomp.passes.entropy_grid import rate
 from onnxcomp.passes.half_vectors import halve_vectors
 from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_budget import smallest
@@ -40,6 +44,7 @@ _MIN_TO_SPLIT = 20  # samples, of which one in five is held out
 _MARGIN = 0.7  # of the budget: held-out samples do not tell all
 _CHECKED_MARGIN = 0.9  # where other samples are asked as well
 _BITS = range(2, 9)
+_SMALLER = 0.98  # of the last plan, where one was too large
 _SIZE = re.compile(r"(\d+(?:\.\d*)?)x")
 
 
@@ -51,9 +56,9 @@ class ShareWeights(Pass):
     indices of so many bits), `drop` (quality that may be lost; by default the pipeline's). `form` is one codebook per
     tensor, int8 codes with a scale per output channel ("channels"), or whichever has the smaller error at equal bytes.
     `assignment` nearest is plain k-means. `refit` fits operators in sequence. With `zeros` a share of a weight's
-    entries may become zero, so that the others get more values for the bytes; with `half_vectors` biases and scales
-    are stored in half precision. `only` and `skip` are patterns of names
-    of weights or nodes, such as "*fc*".
+    entries may become zero, and the others get the values of an even grid, frequent ones shorter codes; with
+    `half_vectors` biases and scales are stored in half precision. `only` and `skip` are patterns of names of weights or
+    nodes, such as "*fc*".
     """
 
     name: ClassVar[str] = "share-weights"
@@ -109,7 +114,7 @@ class ShareWeights(Pass):
         )  # fmt: skip
         if not search.weights:
             return {"shared": 0, "tied": tied}
-        before = stored_bytes(model)
+        before, stored = stored_bytes(model), _stored_now(search)
         free = self.bits is None
         options = search.options(self.form, self._widths, zeros=self.zeros and free, plain=free)
         plan, best = self._choose(search, options, before, ctx)
@@ -118,16 +123,18 @@ class ShareWeights(Pass):
             return {"shared": 0, "tied": tied, "reason": "no weight can be shared within the budget"}
         for key in search.weights.keys() - best.shared.keys():
             ctx.take_back(search.weights[key].what)
-        rows = _account(search, plan)
+        sizes = {key: _bytes(option, best.shared.get(key)) for key, option in plan.items()}
+        total_size, rows = sum(sizes.values()), _account(search, plan, sizes)
         _write(model, search, plan, best)
+        remove_dead(model, Context())  # the biases that others replaced
         halved = halve_vectors(model, ctx.allow) if self.half_vectors else 0
         weights = sum(w.constant.weight.nbytes for w in search.weights.values())
         return {
             "shared": len(best.shared),
             **({"half vectors": halved} if halved else {}),
             "tied": tied,
-            "bits_per_weight": round(8 * total(plan) / sum(w.constant.weight.size for w in search.weights.values()), 2),
-            "estimated_bytes": int(before - _stored_now(search) + total(plan)),
+            "bits_per_weight": round(8 * total_size / sum(w.constant.weight.size for w in search.weights.values()), 2),
+            "estimated_bytes": int(before - stored + total_size),
             "weight_bytes": weights,
             "sqnr_db": round(best.score, 2) if np.isfinite(best.score) else None,
             "drop": best.drop if np.isfinite(best.drop) else None,
@@ -143,11 +150,21 @@ class ShareWeights(Pass):
             return plan, self._finish(search, plan, search.candidate(plan))
         found = plans(options, search.factors(options))
         if self.size is not None:
-            plan = largest_within(found, _wanted(self.size, before) - (before - _stored_now(search)))
-            return plan, self._finish(search, plan, search.candidate(plan))
+            return self._of_size(search, found, _wanted(self.size, before) - (before - _stored_now(search)))
         margin = _MARGIN if ctx.check is None else _CHECKED_MARGIN
         allowed = margin * (ctx.max_drop if self.drop is None else self.drop)
         return smallest(search, found, allowed, refit=self.refit, check=ctx.check)
+
+    def _of_size(self, search: SharingSearch, found: Sequence[Plan], wanted: float) -> tuple[Plan, Candidate]:
+        """The largest plan that comes to `wanted` bytes. How long the codes of a grid are shows in the end."""
+        aim = wanted
+        while True:
+            plan = largest_within(found, aim)
+            best = self._finish(search, plan, search.candidate(plan))
+            size = sum(_bytes(plan[key], best.shared.get(key)) for key in plan)
+            if size <= wanted or plan is found[-1]:
+                return plan, best
+            aim = min(aim * wanted / size, _SMALLER * total(plan))
 
     def _finish(self, search: SharingSearch, plan: Plan, start: Candidate) -> Candidate:
         return search.refitted(start, plan) if self.refit else start
@@ -158,6 +175,13 @@ def _parts(data: Dataset | None) -> tuple[Dataset | None, Dataset | None]:
     if data is None or (data.length is not None and data.length < _MIN_TO_SPLIT):
         return data, data
     return hold_out(data)
+
+
+def _bytes(option: Option, shared: Shared | None) -> float:
+    """Bytes of a weight: where codes have variable length, those that it came to."""
+    if shared is None or not option.style.step:
+        return option.size
+    return rate(shared.levels, shared.codes).bits(shared.codes.size) * shared.codes.size / 8
 
 
 def _better(row: list[Option], size: int) -> Option:
@@ -202,15 +226,16 @@ def _write(model: Model, search: SharingSearch, plan: Plan, best: Candidate) -> 
     store_codes(model, codes, search.storage)
 
 
-def _account(search: SharingSearch, plan: Plan) -> list[dict[str, Any]]:
+def _account(search: SharingSearch, plan: Plan, sizes: Mapping[Key, float]) -> list[dict[str, Any]]:
     """A line per weight for the report."""
     return [
         {
             "weight": search.weights[key].name,
             "form": option.style.form,
-            "bits": option.style.bits,
+            "bits": option.style.bits or None,
             "zeros": option.style.zeros,
-            "bits_per_weight": round(8 * option.size / search.weights[key].constant.weight.size, 2),
+            "step": option.style.step or None,
+            "bits_per_weight": round(8 * sizes[key] / search.weights[key].constant.weight.size, 2),
             "error": round(option.error, 6),
         }
         for key, option in plan.items()

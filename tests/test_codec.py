@@ -23,8 +23,9 @@ FORMS = [
     form
     for positions in (None, *range(9))
     for width in (None, *range(9))
+    for ranks in (None, *range(8))
     for grouped in (False, True)
-    if (form := Form(positions, width, grouped)) == Form.parse(form.name)
+    if (form := Form(positions, width, grouped, ranks=ranks)) == Form.parse(form.name)
 ]
 
 
@@ -61,12 +62,19 @@ def sparse(values: Array, share: float, seed: int = 1) -> Array:
     return np.where(keep, values, np.zeros((), values.dtype)).astype(values.dtype)
 
 
+def even(spread: float, shape: tuple[int, ...], seed: int = 0) -> Array:
+    """Whole numbers around zero, of which large ones are rare."""
+    return np.rint(np.random.default_rng(seed).laplace(0, spread, shape)).clip(-60, 60).astype(np.float32)
+
+
 def form_sample(form: Form) -> Array:
     """A tensor with an encoding of that form."""
     different = 1 << (form.width or 0)
     rows = [few("float32", different, (40, 9), seed=s) for s in range(4)] if form.grouped else None
     values = np.stack(rows) if rows else few("float32", different, (4, 40, 9))
-    if form.width is None:
+    if form.ranks is not None:
+        values = even(2.0**form.ranks, (4, 40, 9))
+    elif form.width is None:
         values = np.random.default_rng(2).standard_normal((4, 40, 9)).astype(np.float32)
     values = np.where(values.view(np.uint32) == 0, np.float32(1), values)
     if form.positions is None:
@@ -80,7 +88,7 @@ def plan_of(form: Form, values: Array) -> Plan:
     kept = bits if form.positions is None else bits[bits != 0]
     zero = int(form.positions is not None)
     groups = (1, values.shape[0], bits.size // values.shape[0]) if form.grouped else None
-    rows = len(np.unique(kept)) if form.width is not None else len(kept)
+    rows = len(np.unique(kept)) if form.coded else len(kept)
     if groups is not None:
         found = [r if form.positions is None else r[r != 0] for r in bits.reshape(groups[1], -1)]
         table: tuple[int, ...] = (groups[1], zero + max(len(np.unique(r)) for r in found))
@@ -163,10 +171,22 @@ def test_places_of_random_zeros_take_at_most_four_percent_more_than_their_entrop
     share = count / values.size
     entropy = -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
-    best = min((p for p in plans(values) if p.form.width is None), key=lambda plan: plan.nbytes)
+    best = min((p for p in plans(values) if not p.form.coded), key=lambda plan: plan.nbytes)
     places = best.nbytes - 4 * (count + 1)
 
     assert 8 * places / values.size <= 1.04 * entropy
+
+
+@pytest.mark.parametrize(("spread", "most"), [(0.4, 1.06), (0.7, 1.05), (1.5, 1.04), (4.0, 1.04), (15.0, 1.04)])
+def test_even_grids_take_a_few_percent_more_than_their_entropy(spread: float, most: float) -> None:
+    values = even(spread, (200_000,)).astype(np.int8)
+    _, counts = np.unique(values, return_counts=True)
+    entropy = -(counts / values.size * np.log2(counts / values.size)).sum()
+
+    best = min(plans(values), key=lambda plan: plan.nbytes)
+
+    assert best.form.ranks is not None
+    assert 8 * (best.nbytes - len(counts) - 1) / values.size <= most * entropy
 
 
 def test_a_codebook_per_output_channel_is_found_and_beats_one_for_all() -> None:
@@ -196,7 +216,10 @@ def test_random_numbers_have_no_plan() -> None:
     assert plans(np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)) == []
 
 
-@pytest.mark.parametrize("name", ["Codes9", "Values", "Rice0Codes4", "Codes4grouped", "BitmapValuesGrouped", ""])
+_WRONG = "Codes9 Values Rice0Codes4 Ranks8 Ranks2Grouped RowsRanks2 Codes4grouped BitmapValuesGrouped"
+
+
+@pytest.mark.parametrize("name", [*_WRONG.split(), ""])
 def test_names_of_no_form_are_not_taken_for_one(name: str) -> None:
     assert Form.parse(name) is None
 
@@ -210,10 +233,10 @@ def test_a_function_is_recognized_by_its_body_and_not_by_its_name() -> None:
     assert form_of(function) is None
 
 
-@pytest.mark.parametrize("stream", ["b", "r", "c"])
-def test_damaged_streams_are_an_error_and_no_other_tensor(stream: str) -> None:
+@pytest.mark.parametrize(("stream", "ranked"), [("b", False), ("r", False), ("c", False), ("u", True), ("c", True)])
+def test_damaged_streams_are_an_error_and_no_other_tensor(stream: str, ranked: bool) -> None:
     values = sparse(few("float32", 5, (40, 40)), 0.9)
-    plan = next(p for p in plans(values) if p.form.positions == 3 and p.form.width)
+    plan = next(p for p in plans(values) if p.form.positions == 3 and (p.form.ranks if ranked else p.form.width))
     encoded = encode(values, plan)
     streams = {**encoded.streams, stream: np.full_like(encoded.streams[stream], 255)}
 
