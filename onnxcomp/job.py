@@ -26,7 +26,7 @@ from onnxcomp.rollback import Done, Repair, Step, kept_whole, repaired
 from onnxcomp.runtime import open_session
 from onnxcomp.samples import Samples
 from onnxcomp.shapes import Shapes
-from onnxcomp.short_names import shortened
+from onnxcomp.short_form import shortened
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
@@ -280,7 +280,8 @@ class Job:
     def save(self, target: Path) -> io.Saved:
         """Write the model; what was written is read back by ONNX Runtime before it takes the place of `target`.
 
-        Where size is the goal inner names are short in the file; those of the report are the original's.
+        Where size is the goal inner names are short in the file, and defaults not spelled out; those of the report are
+        the original's.
         """
         self.progress(0.0, "writing")
         short = self.options.goal == "size" and self.options.passes is None

@@ -99,8 +99,8 @@ def output_roles(outputs: Mapping[str, Array], count: int, labels: Array | None 
 
 
 def quality(stats: Mapping[str, OutputStats]) -> Quality:
-    """The drop of Quality by labels if there are any, else by class decisions that tell something, else by the worst
-    output.
+    """The drop of Quality by labels if there are any, else that of the worst output: by its class decisions if they
+    tell something, by the noise of all others. The boxes of a detector count beside its classes.
     """
     decided = [(n, s.role, s.classes) for n, s in stats.items() if s.classes is not None and s.classes.rows]
     scores = [(n, c) for n, role, c in decided if role == "classes"]
@@ -115,7 +115,14 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         name, c = min(heads, key=lambda head: head[1].top1 / head[1].rows)
         low, high = wilson(c.top1, c.rows)
         share = c.top1 / c.rows
-        return Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
+        agreement = Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
+        rest = _noisiest({n: s for n, s in stats.items() if s.role in ("positions", "values")})
+        return max(agreement, rest, key=lambda found: found.drop)
+    return _noisiest(stats)
+
+
+def _noisiest(stats: Mapping[str, OutputStats]) -> Quality:
+    """The output with the most noise for its signal."""
     drops = {name: output_error(s) for name, s in stats.items()}
     worst = max(drops, key=lambda name: drops[name], default="")
     floats = worst in stats and stats[worst].role not in ("predictions", "discrete")

@@ -1,8 +1,8 @@
 """`--goal size`: which way to store the weights gives the smallest file within the budget.
 
-The ways that compete all end in `pack`: shared values, with zeros where that needs fewer bytes; and int8 codes, where
-shared values gain no more than these would. A size that was asked for comes first: the plan of that size with the least
-error, so that what the budget leaves goes into quality.
+The ways that compete all end in `pack`: shared values with codes of variable length; in tiny files with codes of one
+width, as their decoders are short; and int8 codes, where shared values gain no more than these would. A size that was
+asked for comes first: the plan of that size with the least error, so that what the budget leaves goes into quality.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ __all__ = ["shrink"]
 
 _SHARED = "share-weights:zeros=true:half-vectors=true"
 _WAYS = (_SHARED,)
+_TINY = "share-weights:half-vectors=true"
 _LAST = "quantize:mode=weights"
+_TINY_BYTES = 1 << 15  # of a file of which decoders of codes of variable length would take a tenth
 _SLACK = 0.97  # of the size asked for: what `pack` reaches is known only afterwards
 _LEAST = 0.1  # of the budget that has to be left for values to be shared
 
@@ -78,6 +80,8 @@ def shrink(job: Job) -> None:
         contest.enter(way)
         if contest.reached:
             break
+    if contest.best is not None and contest.best.size < _TINY_BYTES and not contest.reached:
+        contest.enter(_TINY)
     if contest.best is None or contest.best.size > _coded_bytes(job.model):
         contest.enter(_LAST)
     if contest.best is None:

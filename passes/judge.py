@@ -45,12 +45,15 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
 
 
 class Assessed(NamedTuple):
-    """What was found: SQNR and typical SQNR in dB, the drop, and the drop to expect (see `Judge.assess`)."""
+    """What was found: SQNR and typical SQNR in dB, the drop, the drop to expect (see `Judge.assess`), and noise power /
+    signal power, mean over the outputs as SQNR is that of their decibels: the worst output makes most of it.
+    """
 
     sqnr: float
     drop: float
     expected: float
     typical: float
+    noise: float
 
 
 def prudent(assessed: Sequence[float], budget: float, counted: int) -> bool:
@@ -148,21 +151,21 @@ class Judge:
                     margins.append(_margins(wide))
                     errors.append(wide - y)
         if not np.isfinite(noise).all():
-            return Assessed(-math.inf, math.inf, math.inf, -math.inf)
+            return Assessed(-math.inf, math.inf, math.inf, -math.inf, math.inf)
         # An output without signal (a head that found nothing) says nothing about rounding.
         ratios = np.where(signal > 0, np.maximum(noise, 1e-12 * signal) / np.where(signal > 0, signal, 1), np.nan)
         before = ratios[outputs:]
         if np.isnan(before).all():
-            return Assessed(math.inf, 0.0, 0.0, math.inf)
+            return Assessed(math.inf, 0.0, 0.0, math.inf, 0.0)
         worst = float(np.nanmax(ratios[:outputs])) if not np.isnan(ratios[:outputs]).all() else 0.0
-        sqnr = float(np.nanmean(-10 * np.log10(before)))
+        sqnr, ratio = float(np.nanmean(-10 * np.log10(before))), float(np.nanmean(before))
         # Of the noise power what is left when errors count by their norm: 1 where all samples have the same.
         even = (np.square(norms) / np.maximum(units * noise, 1e-300))[outputs:][~np.isnan(before)]
         typical = sqnr - float(np.mean(10 * np.log10(np.where(even > 0, even, 1.0))))
         if not rows:
-            return Assessed(sqnr, worst, worst, typical)
+            return Assessed(sqnr, worst, worst, typical, ratio)
         drop = changed / rows
-        return Assessed(sqnr, drop, _expected(margins, errors) if margins else drop, typical)
+        return Assessed(sqnr, drop, _expected(margins, errors) if margins else drop, typical, ratio)
 
 
 def _parts(data: Dataset, samples: int, enough: int | None) -> Iterator[Batch]:

@@ -110,8 +110,9 @@ class SharingSearch:
         for number, (key, weight) in enumerate(self.weights.items()):
             self.ctx.progress(number / len(self.weights), "sensitivity")
             probe = self.problems.probe(options[key])
-            alone = self.judged(self._candidate({key: self.problems.fitted(weight, probe.style)}), single=True)
-            found[key] = max(10.0 ** (-alone.score / 10), 1e-12) / max(probe.error, 1e-12)
+            alone = self._candidate({key: self.problems.fitted(weight, probe.style)})
+            noise = self.probing.assess(self.build(alone)).noise if self.probing is not None else 1.0
+            found[key] = max(noise, 1e-12) / max(probe.error, 1e-12)
         return found
 
     def candidate(self, plan: Plan) -> Candidate:
@@ -150,13 +151,12 @@ class SharingSearch:
         weight = self.weights[key]
         return np.ascontiguousarray(weight.layout.back(shared.values).astype(weight.constant.dtype))
 
-    def judged(self, candidate: Candidate, *, single: bool = False) -> Candidate:
-        """With score and drop; of a `single` change only the score counts, for which fewer samples do."""
-        judge = self.probing if single else self.judge
-        if judge is None:
+    def judged(self, candidate: Candidate) -> Candidate:
+        """With score and drop."""
+        if self.judge is None:
             return candidate
-        score, drop, expected, _ = judge.assess(self.build(candidate))
-        return replace(candidate, score=score, drop=max(drop, expected))
+        found = self.judge.assess(self.build(candidate))
+        return replace(candidate, score=found.sqnr, drop=max(found.drop, found.expected))
 
     @cached_property
     def _targets(self) -> dict[Key, Targets]:

@@ -225,6 +225,19 @@ def test_of_several_classifiers_in_a_model_the_worst_counts() -> None:
     assert (found.output, found.drop) == ("b", 0.5)
 
 
+@pytest.mark.parametrize(("noisy", "kind", "output"), [(0.9, "agreement", "c"), (0.2, "sqnr", "boxes")])
+def test_values_beside_classes_count_if_they_lose_more(noisy: float, kind: str, output: str) -> None:
+    scores, boxes = np.eye(4), np.ones((4, 3))
+    changed = scores[[0, 1, 2, 2]]  # a quarter of the classes
+
+    found = quality(
+        {"c": measure("classes", scores, changed, count=4), "boxes": measure("values", boxes, boxes * noisy, count=4)}
+    )
+
+    assert (found.kind, found.output) == (kind, output)
+    assert found.drop == pytest.approx(max(0.25, (1 - noisy) ** 2))
+
+
 def test_other_outputs_drop_by_the_worst_noise_ratio() -> None:
     a = np.ones((2, 3))
     found = quality({k: measure("values", a, a * f, count=2) for k, f in {"x": 1.1, "y": 0.8}.items()})

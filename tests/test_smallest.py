@@ -25,6 +25,11 @@ def small(tmp_path: Path, **options: Any) -> Report:
     return optimize(model, tmp_path / "small.onnx", goal="size", samples=128, bench_seconds=0, **{**data, **options})
 
 
+def compete(monkeypatch: pytest.MonkeyPatch, ways: tuple[str, ...]) -> None:
+    monkeypatch.setattr(module, "_WAYS", ways)
+    monkeypatch.setattr(module, "_TINY_BYTES", 0)
+
+
 def kept(report: Report) -> list[str]:
     return [r.name for r in report.passes if r.rewrites and r.reverted is None]
 
@@ -44,7 +49,7 @@ def test_the_smallest_file_is_packed_and_within_the_budget(tmp_path: Path) -> No
 def test_a_larger_way_is_taken_back_and_named_before_and_after_the_best(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: tuple[int, ...], smallest: int
 ) -> None:
-    monkeypatch.setattr(module, "_WAYS", tuple(f"share-weights:bits={b}" for b in bits))
+    compete(monkeypatch, tuple(f"share-weights:bits={b}" for b in bits))
     report = small(tmp_path, max_drop=0.2)
     assert [r.options["bits"] for r in report.passes if r.name == "share-weights"] == [smallest]
     assert any("share-weights:bits=8" in note for note in report.notes)
@@ -54,7 +59,7 @@ def test_a_search_is_run_once_however_strict_the_check_is(tmp_path: Path, monkey
     runs = []
     run = ShareWeights.run
     monkeypatch.setattr(ShareWeights, "run", lambda self, model, ctx: (runs.append(self), run(self, model, ctx))[1])
-    monkeypatch.setattr(module, "_WAYS", ("share-weights",))
+    compete(monkeypatch, ("share-weights",))
     report = small(tmp_path, max_drop=0.0005)
     assert len(runs) == 1
     assert "share-weights" in kept(report)
@@ -63,19 +68,19 @@ def test_a_search_is_run_once_however_strict_the_check_is(tmp_path: Path, monkey
     assert report.verification.quality.drop <= 0.0005
 
 
-def test_zeros_make_the_file_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mixed = small(tmp_path)
-    monkeypatch.setattr(module, "_WAYS", ("share-weights",))
-    dense = small(tmp_path, force=True)
-    assert mixed.optimized["file_bytes"] < dense.optimized["file_bytes"]
-    assert mixed.optimized["nonzero_parameters"] < 0.7 * dense.optimized["nonzero_parameters"]
+def test_in_tiny_files_codes_of_one_width_compete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best = small(tmp_path)
+    monkeypatch.setattr(module, "_TINY_BYTES", 0)
+    alone = small(tmp_path, force=True)
+    assert best.optimized["file_bytes"] < alone.optimized["file_bytes"]
+    assert any("zeros=true" in note for note in best.notes)
 
 
 @pytest.mark.parametrize(("way", "competes"), [("share-weights:bits=2:assignment=nearest", True), (None, False)])
 def test_int8_codes_compete_only_where_they_could_win(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str | None, competes: bool
 ) -> None:
-    monkeypatch.setattr(module, "_WAYS", (way or "share-weights:bits=4",))
+    compete(monkeypatch, (way or "share-weights:bits=4",))
     report = small(tmp_path, max_drop=0.001 if competes else 0.5)
     assert competes == ("quantize" in {r.name for r in report.passes} or any("quantize" in n for n in report.notes))
 

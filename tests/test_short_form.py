@@ -1,4 +1,4 @@
-"""Inner names are short, and the model is the same."""
+"""Inner names are short, attributes that say the default are gone, and the model is the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from onnxcomp import io, optimize
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto, to_bytes
-from onnxcomp.short_names import shortened
+from onnxcomp.short_form import shortened
 
 TEXT = """<ir_version: 10, opset_import: ["" : 17, "local" : 1]>
 main (float[N, 4] a, bool condition) => (float[N, 4] the_result)
@@ -75,3 +75,30 @@ def test_only_files_for_which_size_is_the_goal_have_short_names(tmp_path: Path, 
         assert any(row["name"] for row in report.to_json()["layers"])
     assert not named["size"]
     assert named["balanced"]
+
+
+def test_attributes_that_hold_anyway_are_left_out_and_others_stay() -> None:
+    v = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 17]>
+            g (float[1, 2, 9, 9] x) => (float[1, 8] y) <float[2, 2, 3, 3] w = {1, 2, 3, 4, 5, 6, 7, 8, 9,
+              1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 3, 1, 3, 1, 3, 1, 3, 1, 3}>
+            {
+              a = Conv <kernel_shape = [3, 3], dilations = [1, 1], strides = [2, 1], pads = [0, 0, 0, 0], group = 1,
+                        auto_pad = "NOTSET"> (x, w)
+              b = MaxPool <kernel_shape = [3, 3], strides = [1, 1], pads = [1, 0, 0, 0], ceil_mode = 0> (a)
+              c = AveragePool <kernel_shape = [2, 4], strides = [2, 2]> (b)
+              d = Flatten <axis = 1> (c)
+              y = Gemm <alpha = 1.0, beta = 0.5, transA = 0, transB = 1> (d, v)
+            }"""
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(v, "v"))
+    model = from_proto(proto)
+    feeds = {"x": np.random.default_rng(1).standard_normal((1, 2, 9, 9)).astype(np.float32)}
+
+    short = shortened(model)
+
+    assert [sorted(n.attrs) for n in short.graph.nodes] == [
+        ["kernel_shape", "strides"], ["kernel_shape", "pads"], ["kernel_shape", "strides"], [], ["beta", "transB"]
+    ]  # fmt: skip
+    assert np.array_equal(open_session(model).run(feeds)[0], open_session(short).run(feeds)[0])
