@@ -27,8 +27,8 @@ from onnxcomp.passes.sparse_patterns import Pattern
 from onnxcomp.passes.sparse_update import ROUGH, Form, Method, select, solve_on
 
 __all__ = [
-    "Problem", "Shared", "channel_scales", "compensated", "estimated", "fit", "nearest", "recentred", "shared_as",
-    "shrunk", "support", "thinned",
+    "Problem", "Shared", "channel_scales", "compensated", "estimated", "fit", "nearest", "shared_as", "shrunk",
+    "support", "thinned",
 ]  # fmt: skip
 
 Array = npt.NDArray[Any]
@@ -183,7 +183,7 @@ def fit(problem: Problem, scales: Array, count: int, *, rounds: int = 3) -> Shar
     levels = best.levels
     for _ in range(rounds if problem.work <= _MOST_WORK else 1):
         found = shared_as(problem, scales, levels, compensated(problem, scales, _snap(levels)))
-        solved = recentred(problem, found)
+        solved = _recentred(problem, found)
         best = min(best, found, solved, key=lambda s: s.error)
         if np.array_equal(levels, solved.levels):
             break
@@ -232,7 +232,7 @@ def shared_as(problem: Problem, scales: Array, levels: Array, codes: Array) -> S
     return Shared(codes, levels, scales, problem.error(codes * scales))
 
 
-def recentred(problem: Problem, found: Shared) -> Shared:
+def _recentred(problem: Problem, found: Shared) -> Shared:
     """The same indices with the codebook that is best for them, by conjugate gradients from the one that there is."""
     levels, scales = found.levels, found.scales
     index = nearest_level(levels, found.codes)
