@@ -29,12 +29,15 @@ import numpy.typing as npt
 
 from onnxcomp.passes.codec_bits import group, pack_numbers, unpack_numbers
 
-__all__ = ["MAX_CODES", "MAX_ELEMENTS", "Encoded", "Form", "Plan", "decode", "encode", "patterns"]
+__all__ = ["MAX_CODES", "MAX_ELEMENTS", "MAX_RANKED", "Encoded", "Form", "Plan", "decode", "encode", "patterns"]
 
 Array = npt.NDArray[Any]
 MAX_CODES = 256
 # Elements of a tensor that is decoded as a whole: ONNX Runtime folds no node that gives more than 1 GiB, here of int32.
 MAX_ELEMENTS = 1 << 28
+# Elements of all tensors of a model that are stored as ranks. ONNX Runtime keeps what it folds until the model is
+# loaded: 100 bytes for each of them, twice those of codes of one width.
+MAX_RANKED = 1 << 25
 _NAME = re.compile(r"(?:(Bitmap)|(Rows)|Rice([1-8]))?(?:Values|Codes([0-8])|Ranks([0-7]))(Grouped)?")
 
 

@@ -18,10 +18,10 @@ _MAX_LOW = 8
 _SAMPLE = 1 << 16
 
 
-def plans(values: Array, *, rows: bool = False) -> list[Plan]:
+def plans(values: Array, *, rows: bool = False, ranks: bool = True) -> list[Plan]:
     """The encodings of a tensor that are smaller than it is, without any overhead of a file.
 
-    `rows`: those only of which rows can be decoded alone, if there are any.
+    `rows`: those only of which rows can be decoded alone, if there are any; `ranks`: those with ranks as well.
     """
     bits = patterns(values)
     if not bits.size:
@@ -30,7 +30,7 @@ def plans(values: Array, *, rows: bool = False) -> list[Plan]:
         return [plan]
     facts = _Facts(bits, values.shape)
     found = [plan for positions in facts.positions() for plan in facts.plans(positions)]
-    return [plan for plan in found if plan.nbytes < bits.nbytes]
+    return [plan for plan in found if plan.nbytes < bits.nbytes and (ranks or plan.form.ranks is None)]
 
 
 def _rows_plan(bits: Array, shape: tuple[int, ...]) -> Plan | None:

@@ -20,7 +20,7 @@ from onnx import TensorProto
 from onnxcomp.errors import ModelError
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable, sort
 from onnxcomp.manager import Context, Effect, Pass
-from onnxcomp.passes.codec import MAX_ELEMENTS, Form, Plan
+from onnxcomp.passes.codec import MAX_ELEMENTS, MAX_RANKED, Form, Plan
 from onnxcomp.passes.codec_plans import plans
 from onnxcomp.passes.pack_choice import Site, choose, plain_bytes, stored_bytes
 from onnxcomp.passes.pack_nodes import (
@@ -100,6 +100,7 @@ def _sites(model: Model, ctx: Context) -> list[Site]:
         for p in a.quant_parameter_tensor_names
     }
     items = list(_constants(model))
+    ranks = sum(item.weight.size for _, item, _ in items if isinstance(item, Constant)) <= MAX_RANKED
     found: list[Site] = []
     for position, (scope, item, node) in enumerate(items):
         ctx.progress(0.5 * position / len(items), "trying encodings")
@@ -119,7 +120,7 @@ def _sites(model: Model, ctx: Context) -> list[Site]:
         if item.weight.size > MAX_ELEMENTS and not rows:
             ctx.refuse(value.name, f"ONNX Runtime does not fold decoders of more than {MAX_ELEMENTS:,} elements")
             continue
-        options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values, rows=rows)]
+        options = [(p, stored_bytes(item, p, len(found))) for p in plans(item.values, rows=rows, ranks=ranks)]
         options = [(plan, size) for plan, size in options if size < plain_bytes(item)]
         if options:
             found.append(Site(scope, item, node, len(found), tuple(options)))

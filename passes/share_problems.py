@@ -103,12 +103,12 @@ class Problems:
 
     # --- options ---
 
-    def options(self, weight: Weight, wanted: str, bits: range, *, zeros: bool) -> list[Option]:
-        """Ways to store the weight with `bits` each, of the form that is `wanted` or of both; with `zeros` sparse ones
-        as well, or grids with codes of variable length, where it is known what they do to outputs.
+    def options(self, weight: Weight, wanted: str, bits: range, *, zeros: bool, grids: bool) -> list[Option]:
+        """Ways to store the weight with `bits` each, of the form that is `wanted` or of both, with `zeros` sparse ones
+        as well; or `grids`, where it is known what they do to outputs.
         """
         problem = self.own(weight)
-        if zeros and problem.moment is not None and weight.key not in self._storage:
+        if grids and problem.moment is not None and weight.key not in self._storage:
             return [o for z in (0.0, *self._more_zeros(weight)) for o in self._grids(weight, z, problem)]
         found = [self._dense(weight, form, bits, problem) for form in self._forms(weight, wanted)]
         options = [option for row in found for option in row]

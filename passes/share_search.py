@@ -24,6 +24,7 @@ from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes.bit_plan import Option, Plan
 from onnxcomp.passes.codebook import Problem, Shared
+from onnxcomp.passes.codec import MAX_RANKED
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.share_bias import set_bias, takes_bias
 from onnxcomp.passes.share_problems import Problems
@@ -96,9 +97,10 @@ class SharingSearch:
     def options(self, wanted: str, bits: range, *, zeros: bool, plain: bool) -> dict[Key, list[Option]]:
         """Every way to store each weight, with its estimated error; `plain`: to leave it as it is, too."""
         found = {}
+        small = sum(w.constant.weight.size for w in self.weights.values()) <= MAX_RANKED
         for number, (key, weight) in enumerate(self.weights.items()):
             self.ctx.progress(number / len(self.weights), "ways to store each weight")
-            found[key] = self.problems.options(weight, wanted, bits, zeros=zeros)
+            found[key] = self.problems.options(weight, wanted, bits, zeros=zeros, grids=zeros and small)
             found[key] += [self.problems.as_it_is(weight)] if plain else []
         return found
 

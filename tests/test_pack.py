@@ -537,3 +537,21 @@ def test_a_plain_model_is_its_own_plain_form() -> None:
     assert plain(model) is model
     assert not choose([])
     assert plain_bytes(model.graph.initializers[0]) == pytest.approx(4 * 32 * 16 * 9, abs=32)
+
+
+@pytest.mark.parametrize(("most", "ranked"), [(5000, False), (10_000, True)])
+def test_large_models_get_no_codes_that_take_much_memory_to_decode(
+    monkeypatch: pytest.MonkeyPatch, most: int, ranked: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    values = np.rint(rng.laplace(0, 1.2, (80, 100))).astype(np.float32)
+    model = parse(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 80] x) => (float[N, 100] y) { y = MatMul (x, w) }""",
+        w=values,
+    )
+    monkeypatch.setattr("onnxcomp.passes.pack.MAX_RANKED", most)
+
+    packed(model)
+
+    assert any("Ranks" in name for name in calls(model)) == ranked
