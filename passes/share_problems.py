@@ -25,7 +25,7 @@ from onnxcomp.passes.share_storage import Key, Storage
 __all__ = ["Problems", "row_scales"]
 
 Array = npt.NDArray[Any]
-PROBE = 3  # bits at which gain and sensitivity are measured
+_PROBE = 3  # bits at which gain and sensitivity are measured
 _MEASURED = 5  # bits from which on an error falls to a quarter with each
 _INT8 = 127
 _ZEROS = (0.5, 0.65, 0.8, 0.9)
@@ -84,9 +84,14 @@ class Problems:
 
     def fitted(self, weight: Weight, style: Style) -> Shared:
         """The weight's own best codebook."""
+        known = self._fitted.get((weight.key, style))
+        return known or self._once(weight, style, self.styled(weight, style, self.own(weight)))
+
+    def _once(self, weight: Weight, style: Style, asked: Problem) -> Shared:
+        """The best codebook for the weight's own problem, as the style asks for it."""
         key = (weight.key, style)
         if key not in self._fitted:
-            self._fitted[key] = self.share(weight, style, self.own(weight))
+            self._fitted[key] = self._fit(weight, style, asked)
         return self._fitted[key]
 
     def _scales(self, weight: Weight, form: Form, problem: Problem) -> Array:
@@ -105,10 +110,10 @@ class Problems:
 
     def options(self, weight: Weight, wanted: str, bits: range, *, zeros: bool, grids: bool) -> list[Option]:
         """Ways to store the weight with `bits` each, of the form that is `wanted` or of both, with `zeros` sparse ones
-        as well; or `grids`, where it is known what they do to outputs.
+        as well; or `grids` of float values, where it is known what they do to outputs.
         """
         problem = self.own(weight)
-        if grids and problem.moment is not None and weight.key not in self._storage:
+        if grids and wanted != "channels" and problem.moment is not None and weight.key not in self._storage:
             return [o for z in (0.0, *self._more_zeros(weight)) for o in self._grids(weight, z, problem)]
         found = [self._dense(weight, form, bits, problem) for form in self._forms(weight, wanted)]
         options = [option for row in found for option in row]
@@ -134,7 +139,7 @@ class Problems:
         grids = [o for o in options if o.style.step and not o.style.zeros]
         if grids:
             return grids[_FITTED[-1]]
-        return next((o for o in options if o.style.bits == PROBE and not o.style.zeros), options[0])
+        return next((o for o in options if o.style.bits == _PROBE and not o.style.zeros), options[0])
 
     def _grids(self, weight: Weight, zeros: float, problem: Problem) -> list[Option]:
         """Grids with the same zeros. What some gain by assignment, and how many bits that takes, is measured."""
@@ -145,9 +150,7 @@ class Problems:
         errors, bits = np.transpose([estimated_grid(asked, s.step) for s in styles])
         places, gains, ratios = _FITTED_SPARSE if zeros else _FITTED, [], []
         for place in places:
-            if (weight.key, styles[place]) not in self._fitted:
-                self._fitted[weight.key, styles[place]] = self._fit(weight, styles[place], asked)
-            found = self._fitted[weight.key, styles[place]]
+            found = self._once(weight, styles[place], asked)
             gains.append(np.log(max(found.error - asked.lost, 1e-30) / max(errors[place], 1e-30)))
             ratios.append(rate(found.levels, found.codes).bits(size) / bits[place])
         errors = (asked.lost + errors * np.exp(np.interp(range(len(styles)), places, gains))) / power
@@ -156,7 +159,7 @@ class Problems:
 
     def _dense(self, weight: Weight, form: Form, bits: range, problem: Problem) -> list[Option]:
         measured = {min(b, _MEASURED) for b in bits}
-        row = self._row(weight, form, 0.0, measured, PROBE, problem)
+        row = self._row(weight, form, 0.0, measured, _PROBE, problem)
         found = {o.style.bits: o.error for o in row}
         return [
             self._option(weight, Style(form, b), found[min(b, _MEASURED)] / 4.0 ** max(b - _MEASURED, 0)) for b in bits
@@ -180,10 +183,8 @@ class Problems:
         asked = self.styled(weight, Style(form, probe, zeros), problem)
         scales, power = self._scales(weight, form, asked), max(problem.power, 1e-30)
         probed = Style(form, probe, zeros)
-        if (weight.key, probed) not in self._fitted:
-            self._fitted[weight.key, probed] = self._fit(weight, probed, asked)
         estimate = estimated(asked, scales, probed.levels)
-        gain = (self._fitted[weight.key, probed].error - asked.lost) / max(estimate, 1e-30)
+        gain = (self._once(weight, probed, asked).error - asked.lost) / max(estimate, 1e-30)
         styles = [Style(form, b, zeros) for b in bits]
         return [
             self._option(weight, s, (asked.lost + gain * estimated(asked, scales, s.levels)) / power) for s in styles
@@ -212,7 +213,7 @@ def _rounds(bits: int) -> int:
 
 def _at_equal_bytes(row: list[Option], count: int) -> float:
     """The error of a form, at 3 bits if it has them, were it of the size of the others: a bit is a factor of 4."""
-    option = next((o for o in row if o.style.bits == PROBE), row[0])
+    option = next((o for o in row if o.style.bits == _PROBE), row[0])
     return float(option.error * 4.0 ** (8 * option.size / count))
 
 

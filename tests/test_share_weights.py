@@ -247,6 +247,12 @@ def test_with_zeros_plans_keep_to_the_size_and_are_closer() -> None:
     assert sqnr(model, result, FRESH) > sqnr(model, dense, FRESH) + 1.5
 
 
+def test_who_asks_for_scales_of_channels_gets_no_grid() -> None:
+    _, record, _ = shared(residual(), IMAGES, "share-weights:size=8x:zeros=true:form=channels")
+
+    assert {row["form"] for row in record.details["weights"]} <= {"channels", "plain"}
+
+
 def test_biases_that_were_corrected_leave_no_others_behind() -> None:
     result, _, _ = shared(residual(), IMAGES, "share-weights:bits=3")
 
