@@ -25,7 +25,7 @@ __all__ = ["smallest", "turning_point"]
 
 _TRUST = 6.0  # of what the judge allows may be lost on its samples where the check has the last word
 _SECONDS = 120.0  # for these; a model that takes seconds for a sample would be searched for half an hour
-_MOST = 7  # candidates that are fitted in sequence, besides the first
+_MOST = 12  # candidates that are fitted in sequence, besides the first
 
 
 def smallest(
