@@ -31,9 +31,10 @@ _INT8 = 127
 _ZEROS = (0.5, 0.65, 0.8, 0.9)
 _BITS_BESIDE_ZEROS = range(1, 6)
 _SPARSE_PROBE = 2  # bits at which the gain of codebooks with zeros is measured
-_STEPS = tuple(3.0 * 2.0 ** (-j / 3) for j in range(16))  # of grids, relative to the root of the mean square
-_FITTED = (2, 7)  # steps that are fitted: about 1.3 and 2.7 bits
-_FITTED_SPARSE = (2,)
+_STEPS = tuple(3.0 * 2.0 ** (-j / 6) for j in range(31))  # of grids, relative to the root of the mean square
+_SAMPLED = range(0, len(_STEPS), 2)  # for which error and bits are estimated, those between lie between
+_FITTED = (4, 14)  # those that are fitted: about 1.3 and 2.7 bits
+_FITTED_SPARSE = (4,)
 
 
 class Problems:
@@ -147,7 +148,8 @@ class Problems:
         spread = max(float(np.sqrt(np.square(problem.rows).mean())), 1e-30)
         styles = [Style("tensor", 0, zeros, spread * relative) for relative in _STEPS]
         asked = self.styled(weight, styles[0], problem)
-        errors, bits = np.transpose([estimated_grid(asked, s.step) for s in styles])
+        estimates = np.log(np.maximum([estimated_grid(asked, styles[place].step) for place in _SAMPLED], 1e-30))
+        errors, bits = (np.exp(np.interp(range(len(styles)), _SAMPLED, row)) for row in estimates.T)
         places, gains, ratios = _FITTED_SPARSE if zeros else _FITTED, [], []
         for place in places:
             found = self._once(weight, styles[place], asked)
