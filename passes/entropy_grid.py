@@ -28,10 +28,10 @@ from onnxcomp.passes.codec import MAX_CODES
 from onnxcomp.passes.kmeans import midpoints
 from onnxcomp.passes.rounding import Snap
 
-__all__ = ["Rate", "estimated_grid", "fit_grid", "rate"]
+__all__ = ["SLOPE", "Rate", "cheapest", "estimated_grid", "fit_grid", "rate"]
 
 Array = npt.NDArray[Any]
-_SLOPE = 2 * math.log(2) / 12  # of the error over bits, in squared steps
+SLOPE = 2 * math.log(2) / 12  # of the error over bits, in squared steps
 _PLACES = 1.04  # of their entropy is what Rice-coded places take; more than half of the places take a bitmap
 _SAMPLED = 1 << 13
 
@@ -83,7 +83,7 @@ def estimated_grid(problem: Problem, step: float) -> tuple[float, float]:
         chosen = np.random.default_rng(0).integers(0, size, _SAMPLED)
         targets, weights = targets[chosen], weights[chosen]
     levels = _levels(problem.rows, step)
-    codes = _chosen(levels, targets, step)(targets)
+    codes = cheapest(levels, targets, step)(targets)
     return float((weights * np.square(codes - targets)).mean()) * size, rate(levels, codes).bits(size)
 
 
@@ -91,8 +91,7 @@ def fit_grid(problem: Problem, step: float) -> Shared:
     """The values of a grid that keep the output close for the bits that they take."""
     levels = _levels(problem.rows, step)
     scales = np.ones((*problem.rows.shape[:2], 1))
-    codes = compensated(problem, scales, _chosen(levels, problem.rows, step))
-    return shared_as(problem, scales, levels, codes)
+    return shared_as(problem, scales, levels, compensated(problem, scales, cheapest(levels, problem.rows, step)))
 
 
 def _levels(rows: Array, step: float) -> Array:
@@ -100,10 +99,24 @@ def _levels(rows: Array, step: float) -> Array:
     return step * np.arange(-most, most + 1, dtype=np.float64)
 
 
-def _chosen(levels: Array, numbers: Array, step: float) -> Snap:
-    """The cheapest value for each number, given the codes that the nearest values for all `numbers` would have."""
-    borders = midpoints(levels)
-    nearest = levels[np.searchsorted(borders, numbers)]
-    borders = borders + _SLOPE * step**2 * np.diff(rate(levels, nearest).lengths) / (2 * np.diff(levels))
-    borders = np.maximum.accumulate(borders)  # a value that is never the cheapest has no interval
-    return lambda values: levels[np.searchsorted(borders, values)]
+def cheapest(levels: Array, numbers: Array, step: float) -> Snap:
+    """The cheapest value for each number, given the codes that the nearest values for all `numbers` would have.
+
+    (x - c)^2 + lambda l is x^2 plus a line in x for each value c. The lines that are lowest somewhere belong to the
+    points (c, c^2 + lambda l) on the lower convex hull; two neighbours of them meet at the slope between them, halved.
+    """
+    nearest = levels[np.searchsorted(midpoints(levels), numbers)]
+    heights = np.square(levels) + SLOPE * step**2 * rate(levels, nearest).lengths
+    hull: list[int] = []
+    for place in range(len(levels)):
+        while len(hull) > 1 and _rises_less(levels, heights, hull[-2], hull[-1], place):
+            hull.pop()
+        hull.append(place)
+    used = levels[hull]
+    borders = np.diff(heights[hull]) / (2 * np.diff(used))
+    return lambda values: used[np.searchsorted(borders, values)]
+
+
+def _rises_less(x: Array, y: Array, first: int, middle: int, last: int) -> bool:
+    """Whether a point is on or above the line between the one before and a later one."""
+    return bool((y[last] - y[middle]) * (x[middle] - x[first]) <= (y[middle] - y[first]) * (x[last] - x[middle]))

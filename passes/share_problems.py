@@ -33,8 +33,7 @@ _BITS_BESIDE_ZEROS = range(1, 6)
 _SPARSE_PROBE = 2  # bits at which the gain of codebooks with zeros is measured
 _STEPS = tuple(3.0 * 2.0 ** (-j / 6) for j in range(31))  # of grids, relative to the root of the mean square
 _SAMPLED = range(0, len(_STEPS), 2)  # for which error and bits are estimated, those between lie between
-_FITTED = (4, 14)  # those that are fitted: about 1.3 and 2.7 bits
-_FITTED_SPARSE = (4,)
+_FITTED, _FITTED_SPARSE = (0, 6, 14), (0, 8)  # those that are fitted; the finest of the first takes about 2.7 bits
 
 
 class Problems:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from onnxcomp.passes.codebook import Problem, fit
 from onnxcomp.passes.codec_plans import plans
-from onnxcomp.passes.entropy_grid import estimated_grid, fit_grid, rate
+from onnxcomp.passes.entropy_grid import SLOPE, cheapest, estimated_grid, fit_grid, rate
 
 Array = npt.NDArray[Any]
 
@@ -70,6 +73,22 @@ def test_pruned_weights_stay_pruned_and_zero_stays_zero() -> None:
 
     assert not found.values[~free].any()
     assert 0.0 in found.levels
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1 << 30), st.sampled_from((0.05, 0.3, 1.0)), st.floats(0.5, 30))
+def test_every_number_goes_to_the_value_that_is_cheapest(seed: int, step: float, tail: float) -> None:
+    rng = np.random.default_rng(seed)
+    numbers = np.append(rng.laplace(0, 0.3, 300), rng.standard_normal(3) * tail * step)  # a few far from the others
+    most = min(math.ceil(np.abs(numbers).max() / step), 127)
+    levels = step * np.arange(-most, most + 1)
+
+    found = cheapest(levels, numbers, step)(numbers)
+
+    used = rate(levels, levels[np.abs(numbers[:, None] - levels).argmin(axis=1)])
+    costs = np.square(numbers[:, None] - levels) + SLOPE * step**2 * used.lengths
+    taken = costs[np.arange(len(numbers)), np.searchsorted(levels, found)]
+    np.testing.assert_allclose(taken, costs.min(axis=1), rtol=1e-6, atol=1e-9)
 
 
 def test_a_grid_has_no_more_values_than_a_table_holds() -> None:
