@@ -89,7 +89,7 @@ class _Ladder:
         return self.fitted(place).drop <= most and self._stands(self.fitted(place))
 
     def _stands(self, candidate: Candidate) -> bool:
-        return self._check is None or self._check(self._search.build(candidate))
+        return self._check is None or self._check(self._search.final(candidate))
 
 
 def turning_point(

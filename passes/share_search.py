@@ -25,6 +25,7 @@ from onnxcomp.manager import Context
 from onnxcomp.passes.bit_plan import Option, Plan
 from onnxcomp.passes.codebook import Problem, Shared
 from onnxcomp.passes.codec import MAX_RANKED
+from onnxcomp.passes.half_vectors import halve_vectors
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.share_bias import set_bias, takes_bias
 from onnxcomp.passes.share_problems import Problems
@@ -66,8 +67,10 @@ class SharingSearch:
         only: tuple[str, ...],
         skip: tuple[str, ...],
         second_order: bool = True,
+        half_vectors: bool = False,
     ) -> None:
         self.ctx = ctx
+        self.half_vectors = half_vectors
         self.data = data
         self.second_order = second_order
         self.plain, self.storage = plain_form(model)
@@ -147,6 +150,13 @@ class SharingSearch:
                 if weight.key in candidate.biases and weight.site is not None:
                     set_bias(copy, constants[weight.key][0], weight.site, candidate.biases[weight.key])
         return copy
+
+    def final(self, candidate: Candidate) -> Model:
+        """What becomes of it, for a check: half precision can make the difference."""
+        model = self.build(candidate)
+        if self.half_vectors:
+            halve_vectors(model, lambda what: True)
+        return model
 
     def values(self, key: Key, shared: Shared) -> Array:
         """Values of the weight in its own shape and type."""

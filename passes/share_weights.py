@@ -111,6 +111,7 @@ class ShareWeights(Pass):
         search = SharingSearch(
             model, ctx, data, held,
             only=self.only, skip=self.skip, second_order=self.assignment == "second-order",
+            half_vectors=self.half_vectors,
         )  # fmt: skip
         if not search.weights:
             return {"shared": 0, "tied": tied}

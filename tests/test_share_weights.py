@@ -247,6 +247,16 @@ def test_with_zeros_plans_keep_to_the_size_and_are_closer() -> None:
     assert sqnr(model, result, FRESH) > sqnr(model, dense, FRESH) + 1.5
 
 
+def test_the_check_sees_vectors_in_half_precision() -> None:
+    model, seen = residual(b1=w(16), w1=w(64, 3, 3, 3)[:16], w3=w(40, 16), b3=w(40)), []
+    ctx = Context(data=open_data(IMAGES, open_session(model).inputs), check=lambda m: bool(seen.append(m)) or True)
+
+    Pipeline.parse("share-weights:zeros=true:half-vectors=true").run(model.copy(), ctx)
+
+    assert seen
+    assert all(any(n.op == "Cast" for n in m.nodes()) for m in seen)
+
+
 def test_who_asks_for_scales_of_channels_gets_no_grid() -> None:
     _, record, _ = shared(residual(), IMAGES, "share-weights:size=8x:zeros=true:form=channels")
 
