@@ -42,9 +42,12 @@ def shortened(model: Model) -> Model:
 
 def _spelled_out(node: Node, opset: int) -> list[str]:
     """Attributes of a node that have the value that holds without them."""
-    if node.kind != node.op or not onnx.defs.has(node.op, ""):
+    if node.kind != node.op:
         return []
-    declared = onnx.defs.get_schema(node.op, opset, "").attributes
+    try:
+        declared = onnx.defs.get_schema(node.op, opset, "").attributes
+    except onnx.defs.SchemaError:
+        return []
     return [name for name, value in node.attrs.items() if name in declared and _is_default(node, declared[name], value)]
 
 

@@ -270,4 +270,6 @@ def _numbers(unary: Array, rests: Array | None, low: int, count: int | None) -> 
     quotients = np.diff(ones, prepend=-1) - 1
     if rests is None:
         return quotients
+    if rests.size * 8 < len(ones) * low:
+        raise ValueError(f"there are low bits for fewer than the {len(ones)} numbers that were announced")
     return np.asarray((quotients << low) + unpack_numbers(rests, low, len(ones)))

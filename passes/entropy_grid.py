@@ -28,7 +28,7 @@ from onnxcomp.passes.codec import MAX_CODES
 from onnxcomp.passes.kmeans import midpoints
 from onnxcomp.passes.rounding import Snap
 
-__all__ = ["SLOPE", "Rate", "cheapest", "estimated_grid", "fit_grid", "rate"]
+__all__ = ["SLOPE", "Rate", "cheapest", "estimated_grid", "fit_grid", "rate", "stored_bits"]
 
 Array = npt.NDArray[Any]
 SLOPE = 2 * math.log(2) / 12  # of the error over bits, in squared steps
@@ -65,6 +65,11 @@ def rate(levels: Array, codes: Array) -> Rate:
     """Of numbers that are all on the ascending `levels`, 0 among them."""
     places = np.searchsorted(levels, codes.reshape(-1))
     return Rate(np.bincount(places, minlength=len(levels)).astype(np.float64), int(np.searchsorted(levels, 0.0)))
+
+
+def stored_bits(found: Shared) -> float:
+    """Bits of each number on a grid."""
+    return rate(found.levels, found.codes).bits(found.codes.size)
 
 
 def _rank_lengths(counts: Array) -> Array:

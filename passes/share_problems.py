@@ -17,7 +17,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.passes.bit_plan import Form, Option, Style
 from onnxcomp.passes.codebook import Problem, Shared, channel_scales, estimated, fit, shrunk, support, thinned
-from onnxcomp.passes.entropy_grid import estimated_grid, fit_grid, rate
+from onnxcomp.passes.entropy_grid import estimated_grid, fit_grid, stored_bits
 from onnxcomp.passes.pack_choice import estimated_bytes
 from onnxcomp.passes.share_sites import Weight
 from onnxcomp.passes.share_storage import Key, Storage
@@ -153,7 +153,7 @@ class Problems:
         for place in places:
             found = self._once(weight, styles[place], asked)
             gains.append(np.log(max(found.error - asked.lost, 1e-30) / max(errors[place], 1e-30)))
-            ratios.append(rate(found.levels, found.codes).bits(size) / bits[place])
+            ratios.append(stored_bits(found) / bits[place])
         errors = (asked.lost + errors * np.exp(np.interp(range(len(styles)), places, gains))) / power
         bits *= np.interp(range(len(styles)), places, ratios)
         return [Option(s, float(b * size / 8), float(e)) for s, b, e in zip(styles, bits, errors, strict=True)]

@@ -28,7 +28,7 @@ from onnxcomp.passes.bit_plan import Option, Plan, largest_within, plans, total
 from onnxcomp.passes.codebook import Shared
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.duplicates import merge_initializers
-from onnxcomp.passes.entropy_grid import rate
+from onnxcomp.passes.entropy_grid import stored_bits
 from onnxcomp.passes.half_vectors import halve_vectors
 from onnxcomp.passes.share_bias import store_bias
 from onnxcomp.passes.share_budget import smallest
@@ -182,7 +182,7 @@ def _bytes(option: Option, shared: Shared | None) -> float:
     """Bytes of a weight: where codes have variable length, those that it came to."""
     if shared is None or not option.style.step:
         return option.size
-    return rate(shared.levels, shared.codes).bits(shared.codes.size) * shared.codes.size / 8
+    return stored_bits(shared) * shared.codes.size / 8
 
 
 def _better(row: list[Option], size: int) -> Option:

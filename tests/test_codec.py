@@ -242,3 +242,12 @@ def test_damaged_streams_are_an_error_and_no_other_tensor(stream: str, ranked: b
 
     with pytest.raises(ValueError, match=r"announced|outside|beyond"):
         decode(Encoded(encoded.form, streams, encoded.attributes))
+
+
+def test_low_bits_that_are_cut_off_are_an_error() -> None:
+    values = even(4.0, (40, 40))
+    encoded = encode(values, next(p for p in plans(values) if p.form.positions is None and p.form.ranks))
+    streams = {**encoded.streams, "c": encoded.streams["c"][:1]}
+
+    with pytest.raises(ValueError, match="low bits for fewer"):
+        decode(Encoded(encoded.form, streams, encoded.attributes))

@@ -52,6 +52,15 @@ IMAGES = {"x": RNG.standard_normal((40, 3, 12, 12)).astype(np.float32)}
 FRESH = {"x": np.random.default_rng(9).standard_normal((16, 3, 12, 12)).astype(np.float32)}
 
 
+_START = RNG.bit_generator.state
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """The numbers of a test do not depend on the tests before it."""
+    RNG.bit_generator.state = _START
+
+
 def shared(model: Model, data: Any, spec: str) -> tuple[Model, Any, Context]:
     ctx = Context(data=None if data is None else open_data(data, open_session(model).inputs))
     copy = model.copy()
