@@ -9,6 +9,8 @@ from rich.table import Table
 
 from onnxcomp.cli_layout import remarks, say, table, verdict
 from onnxcomp.cli_tables import int8_text, speed_text
+from onnxcomp.metrics import FLOATS
+from onnxcomp.mixed_outputs import NOISE_PER_DROP
 from onnxcomp.wording import (
     count,
     interval,
@@ -152,7 +154,7 @@ def _quality_rows(found: Verification) -> list[tuple[str, str, str, str]]:
     if decided and kind != "agreement":
         name, worst = min(decided.items(), key=lambda item: item[1].top1 / item[1].rows)
         rows.append(("same decision", "", percent(worst.top1 / worst.rows), _of(name, len(found.outputs))))
-    floats = {n: s.errors for n, s in found.outputs.items() if s.role in ("classes", "positions", "values")}
+    floats = {n: s.errors for n, s in found.outputs.items() if s.role in FLOATS}
     if floats:
         name, errors = min(floats.items(), key=lambda item: item[1].sqnr_db)
         text = f"largest error {number(errors.max_abs)}{_of(name, len(found.outputs), ', ')}"
@@ -175,6 +177,9 @@ def _quality_row(quality: Quality, found: Verification) -> tuple[str, str, str, 
         )
     if quality.output in found.outputs and found.outputs[quality.output].role in ("predictions", "discrete"):
         return "changes", "", "", f"{percent(quality.drop, 3)} of the elements"
+    if quality.output in found.outputs and found.outputs[quality.output].role == "scores":
+        noise = percent(NOISE_PER_DROP * quality.drop, 3)
+        return "noise", "", "", f"{noise} of the power of {plain(quality.output)}, counts {percent(quality.drop, 3)}"
     share = f"{percent(quality.drop, 3)} of the signal's power"
     return "noise", "", "", share if quality.drop < 1 else f"{number(quality.drop)} times the signal's power"
 

@@ -15,6 +15,7 @@ from onnxcomp.class_metrics import class_labels
 from onnxcomp.edges import DEGENERATE, edge_feeds, made_up_feeds, resized
 from onnxcomp.errors import DataError
 from onnxcomp.metrics import ErrorStats, Tolerance, measure
+from onnxcomp.mixed_outputs import Part, parts
 from onnxcomp.noise import Noise, flatten, measure_noise
 from onnxcomp.quality import Metric, is_float, output_roles
 from onnxcomp.runtime import Session
@@ -68,23 +69,30 @@ def compare(seen: Evidence, pair: Pair, chosen: Iterable[tuple[Batch | None, int
             ]
         if not seen.roles:
             seen.roles.update(output_roles(ref, batch.count, labels))
+            seen.parts.update(_parts(ref, pair) if pair.effect == "lossy" else {})
         for name, value in ref.items():
             # Sequences may grow from sample to sample: outputs without a role so far.
             role = seen.roles.setdefault(name, "values" if is_float(value) else "discrete")
-            stats = measure(
-                role,
-                value,
-                cmp[name],
-                count=batch.count,
-                first=seen.samples,
-                tolerance=pair.allowed(name),
-                labels=labels,
+            allowed = pair.allowed(name)
+            one = measure(
+                role, value, cmp[name], count=batch.count, first=seen.samples, tolerance=allowed, labels=labels
             )
-            seen.stats[name] = seen.stats[name] + stats if name in seen.stats else stats
+            seen.add(name, one)
+            for part in seen.parts.get(name, ()):
+                role = "scores" if part.kind == "scores" else "values"
+                before, after = part.take(value), part.take(cmp[name])
+                one = measure(role, before, after, count=batch.count, first=seen.samples)
+                seen.add(f"{name} ({part.kind})", one)
         if pair.metric is not None:
             seen.kept.append((ref, cmp, labels))
         seen.samples += batch.count
         pair.report(seen.samples)
+
+
+def _parts(outputs: Mapping[str, Array], pair: Pair) -> dict[str, list[Part]]:
+    """The quantities of different units in each output that has any and is not random."""
+    stable = {name: v for name, v in outputs.items() if is_float(v) and name not in pair.noise.random}
+    return {name: found for name, value in stable.items() if (found := parts(value))}
 
 
 def _run_both(seen: Evidence, pair: Pair, batch: Batch) -> tuple[dict[str, Array], dict[str, Array]] | None:

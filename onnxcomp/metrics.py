@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from onnxcomp.class_metrics import Z95, ClassStats, class_labels, class_rows, compare_decisions, compare_scores
 
-__all__ = ["ErrorStats", "OutputStats", "Role", "Tolerance", "measure"]
+__all__ = ["FLOATS", "ErrorStats", "OutputStats", "Role", "Tolerance", "measure"]
 
 Array = npt.NDArray[Any]
 Float = npt.NDArray[np.float64]
-Role = Literal["classes", "predictions", "positions", "values", "discrete"]
+Role = Literal["classes", "predictions", "positions", "values", "scores", "discrete"]
+FLOATS: tuple[Role, ...] = ("classes", "positions", "values", "scores")  # the roles of floats
 
 _MAXIMA = frozenset({"max_abs", "max_rel", "excess", "worst"})
 
@@ -129,7 +130,7 @@ class OutputStats:
         """Plain numbers; an infinite one (the SQNR of equal outputs) is None, as JSON has no infinity."""
         e = self.errors
         out: dict[str, Any] = {"role": self.role, "equal": e.equal, "worst_sample": e.worst_sample}
-        if self.role in ("classes", "positions", "values"):
+        if self.role in FLOATS:
             numbers = {"max_abs": e.max_abs, "max_rel": e.max_rel, "sqnr_db": e.sqnr_db, "cosine": e.cosine}
             out |= {k: v if math.isfinite(v) else None for k, v in numbers.items()}
             out |= {"new_nan": e.new_nan, "new_inf": e.new_inf, "noise_ratio": e.noise_ratio}

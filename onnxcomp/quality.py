@@ -13,6 +13,7 @@ import numpy.typing as npt
 from onnxcomp.class_metrics import Z95, class_labels, class_rows, distributions, wilson
 from onnxcomp.errors import DataError
 from onnxcomp.metrics import OutputStats, Role
+from onnxcomp.mixed_outputs import NOISE_PER_DROP, parts
 
 __all__ = ["Metric", "Quality", "custom_quality", "is_float", "load_metric", "output_error", "output_roles", "quality"]
 
@@ -77,7 +78,7 @@ def output_roles(outputs: Mapping[str, Array], count: int, labels: Array | None 
       rows; or is the first of this shape while one class label per sample is given.
     positions: the same test on the vectors of [count, T, C] and [count, C, H, W]; the latter needs C > 4
       unless they are distributions, as three or four channels are a picture. Reported; the quality is the
-      SQNR.
+      SQNR. Outputs with quantities of different units (`mixed_outputs`) have none.
     predictions: integers or strings, one per sample. discrete: all other integers, booleans and strings.
     values: everything else.
     """
@@ -116,7 +117,7 @@ def quality(stats: Mapping[str, OutputStats]) -> Quality:
         low, high = wilson(c.top1, c.rows)
         share = c.top1 / c.rows
         agreement = Quality("agreement", None, share, (c.rows - c.top1) / c.rows, (1 - high, 1 - low), name)
-        rest = _noisiest({n: s for n, s in stats.items() if s.role in ("positions", "values")})
+        rest = _noisiest({n: s for n, s in stats.items() if s.role in ("positions", "values", "scores")})
         return max(agreement, rest, key=lambda found: found.drop)
     return _noisiest(stats)
 
@@ -127,6 +128,8 @@ def _noisiest(stats: Mapping[str, OutputStats]) -> Quality:
     worst = max(drops, key=lambda name: drops[name], default="")
     floats = worst in stats and stats[worst].role not in ("predictions", "discrete")
     spread = stats[worst].errors.noise_ratio_ci if floats else None
+    if spread is not None and stats[worst].role == "scores":
+        spread = spread[0] / NOISE_PER_DROP, spread[1] / NOISE_PER_DROP
     return Quality("sqnr", None, None, drops.get(worst, 0.0), spread, worst)
 
 
@@ -171,7 +174,8 @@ def _is_scores(name: str, value: Array, only: bool) -> bool:
         return True
     picture = value.ndim >= 4 and value.shape[1] <= 4 and value.size > value.shape[0] * value.shape[1]
     unit_length = bool((np.abs((rows * rows).sum(axis=1) - 1) < 1e-3).all())
-    return only and not picture and not unit_length and not any(w in name.lower() for w in _NOT_CLASSES)
+    named = any(w in name.lower() for w in _NOT_CLASSES)
+    return only and not (picture or unit_length or named or parts(value))
 
 
 def _paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
@@ -182,10 +186,13 @@ def _paired_interval(lost: int, gained: int, n: int) -> tuple[float, float]:
 
 
 def output_error(stats: OutputStats) -> float:
-    """Noise power over signal power of one output; of integers and strings the share of changed elements."""
+    """Noise power over signal power of one output; of integers and strings the share of changed elements.
+
+    Noise on scores that stand beside other quantities counts a third, as decisions are made of them.
+    """
     if stats.role in ("predictions", "discrete"):
         return stats.errors.unequal / max(1, stats.errors.elements)
-    return stats.errors.noise_ratio
+    return stats.errors.noise_ratio / (NOISE_PER_DROP if stats.role == "scores" else 1)
 
 
 def _concatenate(parts: Sequence[Array]) -> Array:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from onnxcomp.class_metrics import Z95
 from onnxcomp.errors import InconclusiveError, VerificationError
-from onnxcomp.metrics import OutputStats, Role
+from onnxcomp.metrics import FLOATS, OutputStats, Role
+from onnxcomp.mixed_outputs import Part
 from onnxcomp.noise import Noise
 from onnxcomp.quality import Metric, Quality, custom_quality, quality
 
@@ -80,16 +81,21 @@ class Evidence:
 
     `kept` has (outputs of the original, outputs of the candidate, labels) of every batch, for a user's metric
     only. `failures` are reasons that no number can outweigh, such as a missing output; `notes` do not change
-    the verdict.
+    the verdict. `parts` are the quantities of different units that share an output: `stats` has each of them, too.
     """
 
     stats: dict[str, OutputStats] = field(default_factory=dict)
     roles: dict[str, Role] = field(default_factory=dict)
+    parts: dict[str, list[Part]] = field(default_factory=dict)
     samples: int = 0
     excluded: int = 0
     failures: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     kept: list[tuple[dict[str, Array], dict[str, Array], Array | None]] = field(default_factory=list)
+
+    def add(self, name: str, stats: OutputStats) -> None:
+        """Statistics of further samples of an output, or of a part of one."""
+        self.stats[name] = self.stats[name] + stats if name in self.stats else stats
 
 
 def judge(
@@ -173,7 +179,7 @@ def _output_failures(name: str, stats: OutputStats, effect: Effect, noise: Noise
 
 
 def _wild_outputs(stats: Mapping[str, OutputStats]) -> list[str]:
-    floats = {n: s for n, s in stats.items() if s.role in ("classes", "positions", "values")}
+    floats = {n: s for n, s in stats.items() if s.role in FLOATS}
     wild = [n for n, s in floats.items() if s.errors.noise_ratio > 1]
     return [f"output {n!r} has more error than signal on inputs synthesized from the graph" for n in wild]
 

@@ -55,7 +55,7 @@ class Fuse(Pass):
                 step["hard sigmoid"] += fuse_hard_sigmoid(model, scope, shapes, ctx)  # before its Add goes elsewhere
                 step["after"] += _fuse_following(model, scope, shapes, ctx)
                 step["before"] += _fuse_preceding(model, scope, shapes, ctx)
-                step["padding"] += fuse_padding(model, scope, ctx)
+                step["padding"] += fuse_padding(model, scope, shapes, ctx)
                 step["gemm"] += matmul_to_gemm(model, scope, shapes, ctx)
                 step["clip"] += relu_into_clip(model, scope, ctx)
             for key, count in step.items():

@@ -4,6 +4,7 @@ The SQNR is 10 log10(sum y^2 / sum (y - y')^2) dB, mean over the outputs. A few 
 chance says which; so candidates that ought to be about as good are told apart by the `typical` ratio, in which errors
 count by their norm e_i = ||y_i - y_i'|| per sample: 20 log10(sqrt(mean ||y_i||^2) / mean e_i).
 Where an output is a Softmax, its input is compared: probabilities saturate and hide what rounding did to the scores.
+Quantities of different units that share an output (a detector's boxes and scores) count as outputs of their own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from onnxcomp.calibration.runner import expose
 from onnxcomp.class_metrics import distributions
 from onnxcomp.errors import DataError
 from onnxcomp.graph import Model, producer
+from onnxcomp.mixed_outputs import NOISE_PER_DROP, Part, parts
 
 __all__ = ["Assessed", "Judge", "Judges", "acceptable", "prudent"]
 
 Array = npt.NDArray[Any]
 _LIMIT = 1 << 28  # bytes of reference outputs that are kept
-_NOISE_PER_DROP = 3.0  # noise power on the scores, relative, for each unit of drop: 15 dB for 1 %, from the zoo
 _PROBED, _JUDGED = 128, 512  # held-out samples for single changes, and for whole candidates
 _FEWEST = 4  # samples that are compared, however much each has to compare
 _MIN_FOR_RARE = 8  # samples from which the spread of an output over them says something
@@ -41,7 +42,7 @@ def acceptable(score: tuple[float, float], budget: float) -> bool:
     Few samples say little about rare changes of class, so the noise on the scores is bounded as well.
     """
     sqnr, drop = score
-    return drop <= budget and sqnr >= -10 * math.log10(_NOISE_PER_DROP * max(budget, 1e-3))
+    return drop <= budget and sqnr >= -10 * math.log10(NOISE_PER_DROP * max(budget, 1e-3))
 
 
 class Assessed(NamedTuple):
@@ -71,6 +72,28 @@ def prudent(assessed: Sequence[float], budget: float, counted: int) -> bool:
     return max(drop, expected) <= _SPENT * budget and sqnr >= -10 * math.log10(least * share)
 
 
+class Split:
+    """Values in which quantities of different units are apart; the first ones decide what there is in each.
+
+    `owners` has the number of the output that each of the first values, those of the `outputs`, belongs to, `weights`
+    what noise counts in each of these.
+    """
+
+    def __init__(self, outputs: int) -> None:
+        self._outputs = outputs
+        self._found: list[list[Part]] = []
+        self.owners: list[int] = []
+        self.weights: list[float] = []
+
+    def __call__(self, values: Sequence[Array]) -> list[Array]:
+        if not self._found:
+            self._found = [parts(v) if v.dtype.kind == "f" else [] for v in values]
+            for owner, found in enumerate(self._found[: self._outputs]):
+                self.owners += [owner] * max(1, len(found))
+                self.weights += [p.weight for p in found] or [1.0]
+        return [y for x, found in zip(values, self._found, strict=True) for y in ([p.take(x) for p in found] or [x])]
+
+
 class Judge:
     """Compares candidates with `reference` on up to `samples` samples of `data`, whose outputs it keeps.
 
@@ -85,21 +108,24 @@ class Judge:
         self._feeds: list[Mapping[str, Array]] = []
         self._counts: list[int] = []
         self._expected: list[list[Array]] = []
-        self._powers: dict[str, list[float]] = {o.name: [] for o in reference.graph.outputs}
+        self._split = Split(len(reference.graph.outputs))
+        self._powers: list[list[float]] = []
         names = _compared(reference)
         session = expose(reference, names, threads=threads)
         held = numbers = taken = 0
         for batch in _parts(data, samples, enough):
-            values = [np.asarray(v) for v in session.run(batch.feeds, names)]
+            values = self._split([np.asarray(v) for v in session.run(batch.feeds, names)])
             held += sum(v.nbytes for v in values)
             self._feeds.append(batch.feeds)
             self._counts.append(batch.count)
             self._expected.append(values)
-            for powers, value in zip(self._powers.values(), values, strict=False):  # the inputs of a Softmax follow
+            self._powers = self._powers or [[] for _ in self._split.owners]
+            for powers, value in zip(self._powers, values, strict=False):  # the inputs of a Softmax follow
                 powers.extend(_powers(value, batch.count))
             numbers, taken = numbers + sum(v.size for v in values), taken + batch.count
             if held > _LIMIT or (enough is not None and numbers >= enough and taken >= _FEWEST):
                 break
+        self._outputs = [o.name for o in reference.graph.outputs]
         self._classes = len(reference.graph.outputs) == 1 and _decide([v[0] for v in self._expected])
         self.counted = sum(len(v[0]) for v in self._expected) if self._classes else 0
 
@@ -108,11 +134,11 @@ class Judge:
         p, is below a third of them. What they are where something is found is in few calibration samples, if in any.
         """
         found = []
-        for name, powers in self._powers.items():
+        for owner, powers in zip(self._split.owners, self._powers, strict=True):
             p = np.array(powers)
             if len(p) >= _MIN_FOR_RARE and p.any() and np.square(p.sum()) / np.square(p).sum() < len(p) / 3:
-                found.append(name)
-        return found
+                found.append(self._outputs[owner])
+        return list(dict.fromkeys(found))
 
     def score(self, candidate: Model) -> tuple[float, float]:
         """SQNR in dB and drop of `assess`."""
@@ -129,13 +155,14 @@ class Judge:
         power fell on the samples' margins by chance. It says something where few samples change, or none.
         """
         names = _compared(candidate)
-        outputs = len(candidate.graph.outputs)
+        outputs = len(self._split.owners)
         session = expose(candidate, names, threads=self._threads)
-        signal, noise, norms, units = np.zeros((4, len(names)))
+        signal, noise, norms, units = np.zeros((4, len(self._expected[0]) if self._expected else 0))
         rows, changed = 0, 0
         margins, errors = [], []
         for feeds, count, expected in zip(self._feeds, self._counts, self._expected, strict=True):
-            for i, (x, y) in enumerate(zip(expected, session.run(feeds, names), strict=True)):
+            values = self._split([np.asarray(v) for v in session.run(feeds, names)])
+            for i, (x, y) in enumerate(zip(expected, values, strict=True)):
                 if x.dtype.kind != "f":
                     continue
                 wide = x.astype(np.float64)
@@ -157,7 +184,8 @@ class Judge:
         before = ratios[outputs:]
         if np.isnan(before).all():
             return Assessed(math.inf, 0.0, 0.0, math.inf, 0.0)
-        worst = float(np.nanmax(ratios[:outputs])) if not np.isnan(ratios[:outputs]).all() else 0.0
+        counted = ratios[:outputs] * self._split.weights
+        worst = float(np.nanmax(counted)) if not np.isnan(counted).all() else 0.0
         sqnr, ratio = float(np.nanmean(-10 * np.log10(before))), float(np.nanmean(before))
         # Of the noise power what is left when errors count by their norm: 1 where all samples have the same.
         even = (np.square(norms) / np.maximum(units * noise, 1e-300))[outputs:][~np.isnan(before)]

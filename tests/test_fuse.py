@@ -182,6 +182,16 @@ def test_other_padding_stays(name):
     assert "Pad" in ops(fused(hostile.CASES[name]())[0])
 
 
+def test_padding_of_columns_stays_as_the_convolution_would_be_slower():
+    proto = hostile.parse("g (float[1,3,8,1] x) => (float[1,4,10,1] y) { p = Pad(x, pads) y = Conv(p, w) }",
+                          w=floats(4, 3, 3, 1), pads=[0, 0, 2, 0, 0, 0, 2, 0])  # fmt: skip
+
+    after, ctx = fused(proto)
+
+    assert ops(after) == ["Pad", "Conv"]
+    assert "width 1" in ctx.refusals[0].reason
+
+
 def test_the_interface_and_other_outputs_of_a_fused_node_stay():
     proto = hostile.CASES["conv_bn"]()
 

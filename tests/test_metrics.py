@@ -191,6 +191,12 @@ def test_role_of_a_single_output_follows_from_name_shape_and_values(
     assert output_roles({name: value}, 4) == {name: expected}
 
 
+def test_boxes_and_scores_over_anchors_are_no_class_scores() -> None:
+    rng = np.random.default_rng(0)
+    boxes, scores = rng.uniform(0, 320, (1, 4, 80)), rng.uniform(0, 0.1, (1, 18, 80))
+    assert output_roles({"output0": np.concatenate([boxes, scores], axis=1)}, 1) == {"output0": "values"}
+
+
 def test_logits_beside_another_float_output_are_classes_only_with_labels() -> None:
     rng = np.random.default_rng(0)
     outputs = {"logits": rng.standard_normal((4, 10)), "state": rng.standard_normal((2, 4, 8))}
