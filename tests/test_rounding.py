@@ -9,7 +9,7 @@ from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Constant, Node
 from onnxcomp.linear import Linear
 from onnxcomp.passes.qdq import quantize_weight
-from onnxcomp.passes.rounding import round_groups, round_to_grid, round_with
+from onnxcomp.passes.rounding import as_rows, round_groups, round_to_grid, round_with
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9])
@@ -43,8 +43,29 @@ def test_a_dense_weight_may_use_every_code() -> None:
     assert rounded.codes[:, 0].any()
 
 
+def test_depthwise_weights_get_the_scales_that_lose_least() -> None:
+    rng = np.random.default_rng(4)
+    weight = Constant("w", rng.standard_normal((8, 1, 3, 3)).astype(np.float32))
+    view = Linear(Node("Conv", attrs={"group": 8}), weight, None)
+    gram = Gram.empty(8, 9)
+    gram.add(rng.standard_normal((8, 500, 9)) + rng.standard_normal((8, 500, 1)))
+    nearest = quantize_weight(view)
+
+    found, _ = round_with(view, nearest, gram)
+
+    w = as_rows(view, view.weight.values.astype(np.float64))
+    own = round_groups(w, nearest.scales.reshape(8, 1, 1), gram.covariance, np.rint, coarse=False)
+    lost = [
+        np.einsum("gok,gkl,gol->g", d, gram.covariance, d)
+        for d in (as_rows(view, found.dequantized()) - w, own * nearest.scales.reshape(8, 1, 1) - w)
+    ]
+    assert (lost[0] <= 1.02 * lost[1]).all()  # damping is part of what is minimized
+    assert lost[0].sum() < 0.8 * lost[1].sum()
+
+
+@pytest.mark.parametrize("coarse", [False, True])
 @pytest.mark.parametrize("length", [1, 9, 70])
-def test_groups_are_rounded_at_once_as_one_by_one(length: int) -> None:
+def test_groups_are_rounded_at_once_as_one_by_one(length: int, coarse: bool) -> None:
     rng = np.random.default_rng(length)
     w = rng.normal(size=(7, 3, length))
     mixing = rng.normal(size=(7, length, length))
@@ -52,10 +73,10 @@ def test_groups_are_rounded_at_once_as_one_by_one(length: int) -> None:
     scale = rng.uniform(0.2, 0.5, (7, 3, 1))
     free = rng.random(w.shape) < 0.7
 
-    together = round_groups(w, scale, covariance, np.rint, free)
+    together = round_groups(w, scale, covariance, np.rint, free, coarse=coarse)
 
     for g in range(7):
-        alone = round_to_grid(w[g], scale[g], covariance[g], np.rint, free[g], coarse=True)
+        alone = round_to_grid(w[g], scale[g], covariance[g], np.rint, free[g], coarse=coarse)
         assert np.array_equal(together[g], alone)
     assert not together[~free].any()
 
