@@ -4,7 +4,8 @@
 
 ONNX Runtime fuses this into DynamicQuantizeMatMul / MatMulIntegerToFloat. An LSTM becomes its DynamicQuantizeLSTM
 (domain com.microsoft). There is no such kernel for GRU, and none for Conv that is faster than float. It needs no
-calibration data, and pays where a weight is large against the values that it meets: small batches, recurrent layers.
+calibration data (with some weights are rounded by it, input_moments.py), and pays where a weight is large against the
+values that it meets: small batches, recurrent layers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Constant, Graph, Model, Node, Variable
 from onnxcomp.linear import Linear, linear
+from onnxcomp.passes.input_moments import Moments, round_rows
 from onnxcomp.shapes import Shapes, infer
 
 __all__ = ["MIN_OPSET", "quantize_dynamically"]
@@ -27,12 +29,12 @@ _FLOAT = 1
 _MIN_WEIGHTS = 1024  # of a matrix: below, the conversions cost more than they bring
 
 
-def quantize_dynamically(model: Model, allow: Callable[[str], bool]) -> int:
+def quantize_dynamically(model: Model, allow: Callable[[str], bool], moments: Moments) -> int:
     """Rewrite the matrix products and LSTMs of all scopes that have constant weights, in place; returns how many."""
     shapes = infer(model)
     count = 0
     for scope in model.graph.scopes():
-        writer = _Writer(model, scope)
+        writer = _Writer(model, scope, moments)
         for node in list(scope.nodes):
             view = linear(model, node)
             if view is not None and _fits(view, shapes) and allow(f"{node.label} to dynamic int8"):
@@ -58,16 +60,18 @@ def _plain_lstm(node: Node) -> bool:
 
 
 class _Writer:
-    def __init__(self, model: Model, scope: Graph) -> None:
+    def __init__(self, model: Model, scope: Graph, moments: Moments) -> None:
         self._model = model
         self._scope = scope
+        self._moments = moments
         self._quantized: dict[Any, tuple[Any, Any, Any]] = {}
 
     def product(self, view: Linear) -> None:
         """y = x W + b with x quantized at run time, once for all that read it."""
         node = view.node
         w = view.weight.values.astype(np.float64) * view.alpha
-        codes, scales = _round(w.T if view.transposed else w)
+        moment = self._moments.get(view.weight.name, [None])[0]
+        codes, scales = _round(w if view.transposed else w.T, moment)
         source, result, name = node.inputs[0], node.outputs[0], view.weight.name
         has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
         bias = view.bias_values() if has_bias else None
@@ -91,9 +95,9 @@ class _Writer:
         self._model.import_domain("com.microsoft", 1)
         inputs = [*node.inputs, *(Variable("") for _ in range(8 - len(node.inputs)))]
         for position in (1, 2):
-            w = node.inputs[position].values.astype(np.float64).transpose(0, 2, 1)
-            pairs = [_round(direction) for direction in w]
-            name = node.inputs[position].name
+            name, w = node.inputs[position].name, node.inputs[position].values.astype(np.float64)
+            moments = self._moments.get(name, [None])  # one for both directions where these read the same
+            pairs = [_round(rows, moments[d % len(moments)]) for d, rows in enumerate(w)]
             inputs[position] = self._model.constant(self._scope, f"{name}_q", np.stack([c for c, _ in pairs]))
             scales = np.stack([s for _, s in pairs])
             inputs.append(self._model.constant(self._scope, f"{name}_scale", scales))
@@ -111,9 +115,8 @@ class _Writer:
         return self._quantized[tensor]
 
 
-def _round(w: Array) -> tuple[Array, Array]:
-    """Codes int8 and scales float32 [columns] of a matrix [inputs, columns]."""
-    peak = np.abs(w).max(axis=0)
+def _round(w: Array, moment: Array | None) -> tuple[Array, Array]:
+    """Codes int8 [inputs, outputs] and scales float32 [outputs] of a matrix [outputs, inputs]."""
+    peak = np.abs(w).max(axis=1)
     scales = np.where(peak > 0, peak / 127, 1.0).astype(np.float32)
-    codes = np.clip(np.rint(w / scales.astype(np.float64)), -127, 127)
-    return np.ascontiguousarray(codes.astype(np.int8)), scales
+    return np.ascontiguousarray(round_rows(w, scales, moment).T), scales

@@ -24,6 +24,7 @@ from onnxcomp.opset import upgrade
 from onnxcomp.passes import dynamic, weight_blocks
 from onnxcomp.passes.dead import remove_dead
 from onnxcomp.passes.fp16_rewrite import widened
+from onnxcomp.passes.input_moments import input_moments
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.layout import CPU, LAYOUTS
 from onnxcomp.passes.moments import observe_inputs
@@ -89,7 +90,8 @@ class Quantize(Pass):
             return self._weights(model, ctx)
         if self.mode == "dynamic":
             upgrade(model, dynamic.MIN_OPSET)
-            count = dynamic.quantize_dynamically(model, ctx.allow)
+            moments = {} if self.rounding == "nearest" else input_moments(model, ctx, ("Gemm", "MatMul", "LSTM"))
+            count = dynamic.quantize_dynamically(model, ctx.allow, moments)
             remove_dead(model, Context())
             return {"mode": "dynamic", "quantized": count}
         if ctx.data is None:
@@ -126,7 +128,8 @@ class Quantize(Pass):
         if self.weight_bits == "4":
             details["stored_as_int4"] = weight_blocks.compress_blocks(model, ctx.allow, grams)
             remove_dead(model, Context())
-        details["stored_as_int8"] = compress_weights(model, ctx.allow, grams)
+        states = {} if self.rounding == "nearest" else input_moments(model, ctx, ("LSTM", "GRU", "RNN"))
+        details["stored_as_int8"] = compress_weights(model, ctx.allow, grams, states)
         return details
 
     def _grams(self, model: Model, ctx: Context) -> dict[str, Gram]:

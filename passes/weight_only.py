@@ -21,6 +21,7 @@ import numpy.typing as npt
 from onnxcomp.calibration.gram import Gram
 from onnxcomp.graph import Constant, Graph, Model
 from onnxcomp.linear import linear
+from onnxcomp.passes.input_moments import Moments, round_rows
 from onnxcomp.passes.qdq import QuantizedWeight, output_channel_axis
 from onnxcomp.passes.rounding import round_with
 
@@ -37,11 +38,16 @@ class _Site:
     axis: int
 
 
-def compress_weights(model: Model, allow: Callable[[str], bool], grams: Mapping[str, Gram] | None = None) -> int:
+def compress_weights(
+    model: Model,
+    allow: Callable[[str], bool],
+    grams: Mapping[str, Gram] | None = None,
+    recurrent: Moments | None = None,
+) -> int:
     """Store the float weights of all scopes as int8 codes, in place, the largest first; returns how many.
 
-    `grams` has second moments of inputs by the name of the first output of a node: its weight is rounded so that the
-    output stays close, others to the nearest code.
+    `grams` has second moments of inputs by the name of the first output of a node, `recurrent` those of recurrent
+    layers by the name of the weight: such weights are rounded so that outputs stay close, others to the nearest code.
     """
     count = 0
     for site in _sites(model):
@@ -51,6 +57,8 @@ def compress_weights(model: Model, allow: Callable[[str], bool], grams: Mapping[
         view = linear(model, readers[0]) if gram is not None else None
         if view is not None and gram is not None and view.weight is site.constant and view.alpha == 1:
             codes, _ = round_with(view, codes, gram, centered=False)
+        elif site.constant.name in (recurrent or {}):
+            codes = _round_recurrent(site.constant.values, codes, (recurrent or {})[site.constant.name])
         saved = site.constant.weight.nbytes - codes.codes.nbytes - codes.scales.nbytes
         if saved < _MIN_BYTES // 2 or not allow(f"{site.constant.name} to int8 codes"):
             continue
@@ -98,6 +106,13 @@ def _round(values: Array, axis: int) -> QuantizedWeight:
     shape[axis] = -1
     codes = np.clip(np.rint(wide / scales.astype(np.float64).reshape(shape)), -127, 127).astype(np.int8)
     return QuantizedWeight(codes, scales, axis)
+
+
+def _round_recurrent(values: Array, nearest: QuantizedWeight, moments: Array) -> QuantizedWeight:
+    """Codes of a weight [directions, gates, K], whose directions share their scales."""
+    wide = values.astype(np.float64)
+    codes = [round_rows(w, nearest.scales, moments[d % len(moments)]) for d, w in enumerate(wide)]
+    return QuantizedWeight(np.stack(codes), nearest.scales, nearest.axis)
 
 
 def rebuild(model: Model, scope: Graph, constant: Constant, codes: Array, scales: Array) -> None:

@@ -165,3 +165,48 @@ def test_an_lstm_with_peepholes_stays() -> None:
     result = changed(model, DYNAMIC)
 
     assert [n.op for n in result.graph.nodes] == ["LSTM"]
+
+
+def recurrent(op: str, gates: int, *, turns: int = 2) -> tuple[Model, dict[str, np.ndarray]]:
+    model = parse(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g (float[T, N, 24] x) => (float[T, {turns}, N, 24] y) {{
+          y = {op} <hidden_size = 24, direction = "{"bidirectional" if turns == 2 else "forward"}"> (x, w1, r1)
+        }}""",
+        w1=w(turns, gates * 24, 24), r1=w(turns, gates * 24, 24),
+    )  # fmt: skip
+    common = RNG.standard_normal((6, 40, 1))
+    return model, {"x": (common + 0.1 * RNG.standard_normal((6, 40, 24))).astype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("op", "gates", "turns", "spec"),
+    [
+        ("LSTM", 4, 1, DYNAMIC),
+        ("LSTM", 4, 2, DYNAMIC),
+        ("LSTM", 4, 2, "quantize:mode=weights"),
+        ("GRU", 3, 1, "quantize:mode=weights"),
+    ],
+)
+def test_weights_of_recurrent_layers_are_rounded_for_what_they_are_multiplied_with(
+    op: str, gates: int, turns: int, spec: str
+) -> None:
+    model, feeds = recurrent(op, gates, turns=turns)
+    data = {"x": feeds["x"][None]}  # one feed
+
+    blind, seeing = changed(model, spec), changed(model, spec, data)
+
+    codes = [[i.values for i in m.graph.initializers if i.dtype == np.int8 and i.values.any()] for m in (blind, seeing)]
+    assert len(codes[0]) == len(codes[1]) == 2
+    assert all((a != b).any() for a, b in zip(*codes, strict=True))
+    least = 0.0 if spec == DYNAMIC else 3.0  # inputs of dynamic layers are rounded as well
+    assert sqnr(model, seeing, feeds) > sqnr(model, blind, feeds) + least
+
+
+def test_dynamic_products_are_rounded_for_their_inputs() -> None:
+    model, data = products(), correlated(256)
+
+    blind, seeing = changed(model, DYNAMIC), changed(model, DYNAMIC, data)
+
+    assert sqnr(model, seeing, data) > sqnr(model, blind, data)
+    assert sqnr(model, changed(model, DYNAMIC + ":rounding=nearest", data), data) == sqnr(model, blind, data)
