@@ -12,11 +12,13 @@ from onnxcomp.graph import Constant, Model
 from onnxcomp.registry import load_pass
 from onnxcomp.smallest import shrink
 from onnxcomp.speed_gate import LEAST_GAIN
+from onnxcomp.timing import SLOWER
 
 if TYPE_CHECKING:
+    from onnxcomp.bench_results import Benchmark
     from onnxcomp.job import Job
 
-__all__ = ["follow_up"]
+__all__ = ["follow_up", "undo_slow"]
 
 _WORTH_DYNAMIC = 1 << 16  # weights of products and LSTMs from which dynamic int8 is tried
 _WORTH_STORING = 0.05  # share of float weights in the file from which storing them as int8 is tried
@@ -36,6 +38,23 @@ def follow_up(job: Job) -> None:
         _try_dynamic(job)
         if o.goal == "balanced":
             _shrink_weights(job)
+
+
+def undo_slow(job: Job, measured: Benchmark) -> bool:
+    """Take back what is not exact if the original was faster, and if that helps; whether it did.
+
+    Fusing saves time, as a rule: what ONNX Runtime does with one graph or another has exceptions.
+    """
+    first = measured.models[1]
+    if job.options.passes is not None or job.options.goal == "size" or first.verdict != SLOWER:
+        return False
+    before = job.state()
+    job.keep_exact(f"the result ran at {first.speedup:.2f}x the speed of the original on this machine")
+    again = job.measure()
+    if again is not None and (again.models[1].speedup or 0.0) > (first.speedup or 0.0):
+        return True
+    job.restore(before)
+    return False
 
 
 def _try_dynamic(job: Job) -> None:

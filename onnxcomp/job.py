@@ -238,6 +238,16 @@ class Job:
         )
         return reason
 
+    def keep_exact(self, reason: str) -> None:
+        """Take back all passes but those that change no bit, for this reason."""
+        others = [r for r in self.records if r.effect != "exact" and r.rewrites and r.reverted is None]
+        self.records = [replace(r, reverted=reason) if r in others else r for r in self.records]
+        self.model = self.float_model = self._fresh()
+        for one in self.pipeline.passes:
+            if one.effect == "exact":
+                run_pass(one, self.model, self._context(one.name))
+        self._verified = self._timed = None
+
     @property
     def drop(self) -> float | None:
         """Quality that the model as it is loses, if it was measured."""
@@ -273,7 +283,7 @@ class Job:
         """The model as it is against the original."""
         if self.options.bench_seconds <= 0:
             return None
-        found = self._timed or self.gate.time([self.original, self.model])
+        found = self._timed = self._timed or self.gate.time([self.original, self.model])
         self.gate.tried.finish(self.label(), found.models[1], self.drop)
         return found
 
