@@ -178,8 +178,7 @@ def _quality_row(quality: Quality, found: Verification) -> tuple[str, str, str, 
     if quality.output in found.outputs and found.outputs[quality.output].role in ("predictions", "discrete"):
         return "changes", "", "", f"{percent(quality.drop, 3)} of the elements"
     if quality.output in found.outputs and found.outputs[quality.output].role == "scores":
-        noise = percent(NOISE_PER_DROP * quality.drop, 3)
-        return "noise", "", "", f"{noise} of the power of {plain(quality.output)}, counts {percent(quality.drop, 3)}"
+        return "noise", "", "", f"{percent(NOISE_PER_DROP * quality.drop, 3)} of the scores' power, counts a third"
     share = f"{percent(quality.drop, 3)} of the signal's power"
     return "noise", "", "", share if quality.drop < 1 else f"{number(quality.drop)} times the signal's power"
 
