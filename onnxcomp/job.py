@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +19,7 @@ from onnxcomp.pipelines import asked_pipeline, chosen_pipeline, planning
 from onnxcomp.probe import probe
 from onnxcomp.provenance import forget
 from onnxcomp.quality import load_metric
-from onnxcomp.reference import Reference
+from onnxcomp.quality_gate import QualityGate
 from onnxcomp.registry import load_pass
 from onnxcomp.rollback import Done, Repair, Step, kept_whole, repaired
 from onnxcomp.runtime import open_session
@@ -30,14 +29,9 @@ from onnxcomp.short_form import shortened
 from onnxcomp.speed_gate import LEAST_GAIN, SpeedGate
 from onnxcomp.storage import is_packed, plain
 from onnxcomp.verdict import Effect, Verification
-from onnxcomp.verification import verify
 
 __all__ = ["Job"]
 
-_QUICK = 16  # samples of the check after a lossless pass
-_VERIFY_LIMIT = 2048  # samples of the check after a lossy pass, and of the last one
-_KEEP = 1 << 27  # bytes of the original's outputs that are remembered from check to check
-_SMALL = 1 << 28  # bytes of an original that stays open from check to check
 _LOSSLESS = "lossless passes"
 
 
@@ -56,13 +50,14 @@ class Job:
         self.original: Any = Path(given) if isinstance(given, (str, os.PathLike)) else self.source.to_bytes()
         self.model = self._fresh()
         self.float_model = self.model
-        self.metric = load_metric(options.metric)
+        metric = load_metric(options.metric)
         self.pipeline = chosen_pipeline(options, packed=is_packed(self.source))
         if options.dry_run:
             self.pipeline, left_out = planning(self.pipeline)
         session = open_session(self.original, threads=options.threads)
         self.samples = Samples(options, session, plain(self.source))
         self.gate = SpeedGate(self.original, self.samples, options, progress)
+        self._checks = QualityGate(self.original, self.samples, options, metric, progress)
         self.notes = list(self.samples.notes)
         if options.dry_run:
             self.notes.append("dry run: nothing was removed, no model was written")
@@ -107,7 +102,7 @@ class Job:
             return True
         lossy = bool(self._lossy())
         effect: Effect = "lossy" if lossy else "float"
-        found = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT if lossy else _QUICK)
+        found = self._checks.verify(self.model, effect, quick=not lossy)
         return found.verdict != "failed"
 
     def run_pass(self, one: Pass, what: str, *, check: bool = True, repair: bool = True) -> PassRecord:
@@ -143,26 +138,9 @@ class Job:
             seed=self.options.seed,
             memory=self.options.memory,
             max_drop=self.options.max_drop,
-            check=self._stands if self.options.verify and self.samples.verification is not None else None,
+            check=self._checks.stands if self.options.verify and self.samples.verification is not None else None,
             progress=lambda share, text: self.progress(share, f"{what}: {text}"),
         )
-
-    def _stands(self, model: Model) -> bool:
-        """What a search asks about its candidates: unusual inputs come when it is done."""
-        found = self._verify(
-            model, effect="lossy", samples=_VERIFY_LIMIT, original=self._side, edges=False, progress=None
-        )
-        return found.verdict != "failed"
-
-    @functools.cached_property
-    def _small(self) -> bool:
-        """Whether the original may stay in memory from check to check."""
-        path = self.original if isinstance(self.original, Path) else None
-        return (len(self.original) if path is None else io.model_bytes(path)) < _SMALL
-
-    @functools.cached_property
-    def _side(self) -> Reference:
-        return Reference(self.original, threads=self.options.threads, keep=_KEEP)
 
     def _checked(self, step: Step, done: Done, repair: Repair) -> tuple[Done, Verification | None]:
         """What is left of a pass after its check. That of a lossy pass is the result's as well, if nothing follows.
@@ -171,29 +149,11 @@ class Job:
         """
         if step.one.effect != "lossy":
             before = step.before()
-            done, _ = repair(step, done, lambda m: self._verify(m, effect="float", samples=_QUICK, original=before))
+            done, _ = repair(step, done, lambda m: self._checks.verify(m, "float", original=before, quick=True))
             return done, None
-        done, found = repair(step, done, lambda m: self._verify(m, effect="lossy", samples=_VERIFY_LIMIT))
+        done, found = repair(step, done, lambda m: self._checks.verify(m, "lossy"))
         drop = found.quality.drop if found.quality is not None else None
         return replace(done, record=replace(done.record, drop=drop)), found
-
-    def _verify(
-        self, model: Model, *, effect: Effect, samples: int, original: Any = None, **more: Any
-    ) -> Verification:
-        given: dict[str, Any] = {"progress": self.progress, **more}
-        return verify(
-            (self._side if self._small else self.original) if original is None else original,
-            model,
-            self.samples.verification,
-            effect=effect,
-            max_drop=self.options.max_drop,
-            metric=self.metric if effect == "lossy" else None,
-            samples=samples,
-            exclude=self.samples.calibration_hashes,
-            threads=self.options.threads,
-            seed=self.options.seed,
-            **given,
-        )
 
     def _lossy(self) -> list[int]:
         """Places of the lossy passes that are in the model."""
@@ -273,7 +233,7 @@ class Job:
         if self._verified is None:
             self.progress(0.0, "verifying")
             effect: Effect = "lossy" if self._lossy() else "float"
-            self._verified = self._verify(self.model, effect=effect, samples=_VERIFY_LIMIT)
+            self._verified = self._checks.verify(self.model, effect)
         found = self._verified
         if found.verdict == "unverified on real data":
             self.notes.append("unverified on real data: give samples with --calib or --eval")
