@@ -5,8 +5,8 @@ rounding does to its input: in float it costs ResNet-20 2 % of its time and brin
 few as well and its output is float anyway (its weight keeps its int8 form in the file only if it is quantized). So may
 the branch of an output that hardly any calibration sample has a signal in, such as a detector's confidence: the ranges
 seen there tell little about those to come, and what they cut off is what the output is about. And where rounding breaks
-the budget, the run of consecutive units whose return to float helps most goes back, again and again, until the quality
-is within the budget; whole runs, because each border between int8 and float costs a conversion.
+the budget, the runs of consecutive units whose return to float helps most for their work go back, until the quality is
+within the budget; whole runs, because each border between int8 and float costs a conversion.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from onnxcomp.passes.placement import Unit
 
 __all__ = ["Price", "first_in_float", "heads_in_float", "rescue", "tail_in_float"]
 
-_RUNS = 6  # consecutive runs that are tried in each round of a rescue
+_RUNS = 8  # consecutive runs of units that a rescue gives back as wholes
 _ROUNDS = 4
 _ABREAST = 4  # units that no other comes before, at most; more are the branches of a model without a beginning
 _WORTH = 0.3  # dB that an island has to bring
@@ -34,6 +34,7 @@ _MOST = 3.0  # percent of the run time that islands for a little more accuracy m
 
 Build = Callable[[Decisions], Candidate]
 Progress = Callable[[float, str], None]
+Enough = Callable[[Candidate], bool]
 Slowdown = Callable[[Candidate, Candidate], float]
 
 
@@ -137,24 +138,35 @@ def _served(model: Model) -> dict[str, frozenset[str]]:
     return found
 
 
-def rescue(best: Candidate, build: Build, max_drop: float, progress: Progress) -> Candidate:
-    """Give back runs of units to float, the most helpful first, until the drop is at most `max_drop`.
+def rescue(best: Candidate, build: Build, model: Model, enough: Enough, progress: Progress) -> Candidate:
+    """Give back runs of units to float until the candidate is good enough; first those that bring most for their work.
 
-    The result may hold no quantized unit; then nothing less helped.
+    What a run brings is the noise power that goes with it. That of several runs adds up, nearly, so that one round of
+    trials is an order for all of them. Of the last one half may do. The result may hold no quantized unit; then nothing
+    less was enough.
     """
-    for number in range(_ROUNDS):
-        if best.drop <= max_drop:
-            break
-        units = _weighted(best)
-        if not units:
-            break
-        runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
-        tried = []
-        for position, run in enumerate(runs):
-            progress((number * len(runs) + position) / (_ROUNDS * len(runs)), "looking for layers to keep in float")
-            tried.append(build(_with_float(best, run)))
-        best = min(tried, key=lambda c: (max(c.drop, max_drop), -c.score))
-    return best
+    units = _weighted(best)
+    if enough(best) or not units:
+        return best
+    runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
+    work, brings = _shares(units, model), []
+    for number, run in enumerate(runs):
+        progress(number / len(runs), "looking for layers to keep in float")
+        relief = _noise(best) - _noise(build(_with_float(best, run)))
+        brings.append(relief / max(sum(work[u.key] for u in run), 1e-6))
+    given: list[Unit] = []
+    for number in np.argsort(-np.array(brings), kind="stable"):
+        run = runs[number]
+        whole = build(_with_float(best, given + run))
+        if enough(whole):
+            halves = (build(_with_float(best, given + h)) for h in (run[: len(run) // 2], run[len(run) // 2 :]) if h)
+            return next((c for c in halves if enough(c)), whole) if len(run) > 1 else whole
+        given += run
+    return whole
+
+
+def _noise(candidate: Candidate) -> float:
+    return float(10 ** (-np.clip(candidate.score, -200, 200) / 10))
 
 
 def _with_float(best: Candidate, units: list[Unit]) -> Decisions:

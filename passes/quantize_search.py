@@ -193,12 +193,15 @@ class Search(Builder):
         best = tail_in_float(best, self.build, price)
         rare = self.judge.rare_outputs()
         best = heads_in_float(best, self.build, self.model, rare, self.options.island_cost)
-        allowed = self.ctx.max_drop * _MARGIN
-        if best.drop > allowed:
-            best = rescue(best, self.build, allowed, self.ctx.progress)
+        best = rescue(best, self.build, self.model, self._enough, self.ctx.progress)
         if best.decisions.skip:
             self.trail["float islands"] = best.score
         return best
+
+    def _enough(self, candidate: Candidate) -> bool:
+        """Few samples are held out from calibration: where they see no harm the check that comes later is asked."""
+        check = self.ctx.check
+        return candidate.drop <= self.ctx.max_drop * _MARGIN and (check is None or check(candidate.model))
 
     def _price(self) -> Price:
         """Islands cost time where it is measured, multiplications elsewhere."""
