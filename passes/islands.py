@@ -141,9 +141,9 @@ def _served(model: Model) -> dict[str, frozenset[str]]:
 def rescue(best: Candidate, build: Build, model: Model, enough: Enough, progress: Progress) -> Candidate:
     """Give back runs of units to float until the candidate is good enough; first those that bring most for their work.
 
-    What a run brings is the noise power that goes with it. That of several runs adds up, nearly, so that one round of
-    trials is an order for all of them. Of the last one half may do. The result may hold no quantized unit; then nothing
-    less was enough.
+    What a run brings is the noise and the drop that go with it. Those of several runs add up, nearly, so that one round
+    of trials is an order for all of them. What then turns out to be too much, the most work first, is quantized again.
+    The result may hold no quantized unit; then nothing less was enough.
     """
     units = _weighted(best)
     if enough(best) or not units:
@@ -152,21 +152,38 @@ def rescue(best: Candidate, build: Build, model: Model, enough: Enough, progress
     work, brings = _shares(units, model), []
     for number, run in enumerate(runs):
         progress(number / len(runs), "looking for layers to keep in float")
-        relief = _noise(best) - _noise(build(_with_float(best, run)))
-        brings.append(relief / max(sum(work[u.key] for u in run), 1e-6))
-    given: list[Unit] = []
+        brings.append(_relief(best, build(_with_float(best, run))) / max(sum(work[u.key] for u in run), 1e-6))
+    given: list[list[Unit]] = []
     for number in np.argsort(-np.array(brings), kind="stable"):
-        run = runs[number]
-        whole = build(_with_float(best, given + run))
-        if enough(whole):
-            halves = (build(_with_float(best, given + h)) for h in (run[: len(run) // 2], run[len(run) // 2 :]) if h)
-            return next((c for c in halves if enough(c)), whole) if len(run) > 1 else whole
-        given += run
-    return whole
+        given.append(runs[number])
+        found = build(_with_float(best, [u for run in given for u in run]))
+        if enough(found):
+            break
+    else:
+        return found
+    dearest = sorted(given, key=lambda run: -sum(work[u.key] for u in run))
+    return _with_less(best, found, dearest, build, enough)
 
 
-def _noise(candidate: Candidate) -> float:
-    return float(10 ** (-np.clip(candidate.score, -200, 200) / 10))
+def _with_less(best: Candidate, found: Candidate, given: list[list[Unit]], build: Build, enough: Enough) -> Candidate:
+    """`found`, which has the units of `given` in float, or what is good enough with fewer of these runs, or halves."""
+    for run in list(given):
+        others = [u for r in given if r is not run for u in r]
+        for kept in ([], run[: len(run) // 2], run[len(run) // 2 :]) if len(run) > 1 else ([],):
+            if not others and not kept:
+                continue
+            tried = build(_with_float(best, others + kept))
+            if enough(tried):
+                found, given = tried, [r if r is not run else kept for r in given]
+                break
+    return found
+
+
+def _relief(before: Candidate, after: Candidate) -> float:
+    """Share of the noise and of the drop in quality that is gone; noise says more where few samples change class."""
+    old, new = (10 ** (-np.clip(c.score, -200, 200) / 10) for c in (before, after))
+    drops = np.clip([before.drop, after.drop], 0, 1e6)
+    return float(1 - new / old + (1 - drops[1] / drops[0] if drops[0] > 0 else 0.0))
 
 
 def _with_float(best: Candidate, units: list[Unit]) -> Decisions:

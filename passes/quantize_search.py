@@ -199,9 +199,9 @@ class Search(Builder):
         return best
 
     def _enough(self, candidate: Candidate) -> bool:
-        """Few samples are held out from calibration: where they see no harm the check that comes later is asked."""
+        """What the check that comes later says; without one, the few samples that are held out from calibration."""
         check = self.ctx.check
-        return candidate.drop <= self.ctx.max_drop * _MARGIN and (check is None or check(candidate.model))
+        return candidate.drop <= self.ctx.max_drop * _MARGIN if check is None else check(candidate.model)
 
     def _price(self) -> Price:
         """Islands cost time where it is measured, multiplications elsewhere."""
