@@ -22,9 +22,10 @@ from onnxcomp.macs import count_macs
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 
-__all__ = ["Price", "first_in_float", "heads_in_float", "rescue", "tail_in_float"]
+__all__ = ["Finish", "Price", "first_in_float", "heads_in_float", "rescue", "tail_in_float"]
 
 _RUNS = 8  # consecutive runs of units that a rescue gives back as wholes
+_LITTLE = 0.02  # share of the multiplications that is left in float unasked
 _ROUNDS = 4
 _ABREAST = 4  # units that no other comes before, at most; more are the branches of a model without a beginning
 _WORTH = 0.3  # dB that an island has to bring
@@ -33,6 +34,8 @@ _LOSS = 1.0  # dB that an island may cost where it saves time
 _MOST = 3.0  # percent of the run time that islands for a little more accuracy may take together
 
 Build = Callable[[Decisions], Candidate]
+Finish = Callable[[Candidate], Candidate]
+Tried = Callable[[list[list[Unit]]], Candidate | None]
 Progress = Callable[[float, str], None]
 Enough = Callable[[Candidate], bool]
 Slowdown = Callable[[Candidate, Candidate], float]
@@ -138,43 +141,61 @@ def _served(model: Model) -> dict[str, frozenset[str]]:
     return found
 
 
-def rescue(best: Candidate, build: Build, model: Model, enough: Enough, progress: Progress) -> Candidate:
-    """Give back runs of units to float until the candidate is good enough; first those that bring most for their work.
+def rescue(
+    best: Candidate, build: Build, finish: Finish, model: Model, enough: Enough, progress: Progress
+) -> Candidate:
+    """Give back runs of units to float until the finished candidate is good enough; what brings most for its work comes
+    first.
 
     What a run brings is the noise and the drop that go with it. Those of several runs add up, nearly, so that one round
-    of trials is an order for all of them. What then turns out to be too much, the most work first, is quantized again.
-    The result may hold no quantized unit; then nothing less was enough.
+    of trials is an order for all of them, and bisection from the small end finds how many it takes. What of these turns
+    out to be too much, the most work first, is quantized again. The result may hold no quantized unit; then nothing
+    less was enough. `finish` is what follows from the choice of units and is wrong for another: corrected biases.
     """
-    units = _weighted(best)
-    if enough(best) or not units:
-        return best
+    units, done = _weighted(best), finish(best)
+    if enough(done) or not units:
+        return done
     runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
     work, brings = _shares(units, model), []
     for number, run in enumerate(runs):
         progress(number / len(runs), "looking for layers to keep in float")
         brings.append(_relief(best, build(_with_float(best, run))) / max(sum(work[u.key] for u in run), 1e-6))
-    given: list[list[Unit]] = []
-    for number in np.argsort(-np.array(brings), kind="stable"):
-        given.append(runs[number])
-        found = build(_with_float(best, [u for run in given for u in run]))
-        if enough(found):
-            break
-    else:
-        return found
-    dearest = sorted(given, key=lambda run: -sum(work[u.key] for u in run))
-    return _with_less(best, found, dearest, build, enough)
+    ordered = [runs[k] for k in np.argsort(-np.array(brings), kind="stable")]
+
+    def tried(given: list[list[Unit]]) -> Candidate | None:
+        candidate = finish(build(_with_float(best, [u for run in given for u in run])))
+        return candidate if enough(candidate) else None
+
+    found, low, high = None, 0, len(ordered)
+    while high - low > 1:
+        middle = min(max(2 * low, 1), (low + high) // 2)
+        progress(middle / len(ordered), "giving layers back to float")
+        candidate = tried(ordered[:middle])
+        found, low, high = (found, middle, high) if candidate is None else (candidate, low, middle)
+    if found is None:
+        return build(_with_float(best, units))
+    return _with_less(found, ordered[:high], work, tried)
 
 
-def _with_less(best: Candidate, found: Candidate, given: list[list[Unit]], build: Build, enough: Enough) -> Candidate:
-    """`found`, which has the units of `given` in float, or what is good enough with fewer of these runs, or halves."""
-    for run in list(given):
-        others = [u for r in given if r is not run for u in r]
-        for kept in ([], run[: len(run) // 2], run[len(run) // 2 :]) if len(run) > 1 else ([],):
-            if not others and not kept:
+def _with_less(found: Candidate, given: list[list[Unit]], work: dict[str, float], tried: Tried) -> Candidate:
+    """`found`, which has the units of `given` in float, or what is good enough with fewer of these runs, or halves.
+
+    The last one was needed.
+    """
+
+    def weighs(run: list[Unit]) -> float:
+        return sum(work[u.key] for u in run)
+
+    last = given[-1]
+    for run in sorted(given, key=weighs, reverse=True):
+        half = len(run) // 2
+        ways = [kept for kept in ([], run[:half], run[half:]) if (kept or run is not last) and len(kept) < len(run)]
+        for kept in ways:
+            less = [r if r is not run else kept for r in given]
+            if weighs(run) - weighs(kept) < _LITTLE or not any(less):
                 continue
-            tried = build(_with_float(best, others + kept))
-            if enough(tried):
-                found, given = tried, [r if r is not run else kept for r in given]
+            if (candidate := tried(less)) is not None:
+                found, given = candidate, less
                 break
     return found
 

@@ -9,9 +9,9 @@ Histograms and second moments are collected once. Candidates are judged on calib
    (common_grids.py), likewise;
 4. the first layers in float, where that is worth their time (islands.py), or with finer inputs (finer_inputs.py); then
    weights re-solved for the noise that rounding adds to their inputs, likewise;
-5. sequential bias correction (bias_correction.py), likewise;
-6. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py);
-7. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
+5. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py),
+   together with sequential bias correction (bias_correction.py), which depends on what is in float;
+6. with `latency`: groups of units that are no faster in 8 bits go back to float (latency.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from onnxcomp.passes.builder import CLEARLY, Builder
 from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions, updated
 from onnxcomp.passes.common_grids import on_common_grids
 from onnxcomp.passes.finer_inputs import readers_of_inputs, with_finer_inputs
-from onnxcomp.passes.islands import Price, first_in_float, heads_in_float, rescue, tail_in_float
+from onnxcomp.passes.islands import Finish, Price, first_in_float, heads_in_float, rescue, tail_in_float
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.moments import Moments
@@ -41,6 +41,7 @@ _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
 _CHEAP = 5e9  # multiplications up to which rounding is done a second time
 _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _CORRECTION_SAMPLES = 64  # for means
+_SWEEPS = 3  # of bias correction, at most
 _ENTRIES = (1.0, 8.0)  # weights tried for values at the head of a chain of sums
 
 
@@ -83,13 +84,20 @@ class Search(Builder):
             start = replace(nearest, skip=best.decisions.skip, chosen=best.decisions.chosen)
             tried = self.rounded(start, seen, noisy=True)
             best = self.keep_better("weights for rounded inputs", best, tried)
-        if self.options.bias_correction:
-            best = self._corrected(best)
         if self.options.islands:
-            best = self._with_islands(best, price)
+            best = tail_in_float(best, self.build, price)
+            rare = self.judge.rare_outputs()
+            best = heads_in_float(best, self.build, self.model, rare, self.options.island_cost)
+        finish = self._correction(best.decisions)
+        if self.options.islands:
+            found = rescue(best, self.build, finish, self.model, self._enough, self.ctx.progress)
+        else:
+            found = finish(best)
+        if found.decisions.skip:
+            self.trail["float islands"] = found.score
         if self._timed:
-            best = self._faster(best)
-        return self._without_float_twins(best)
+            found = self._faster(found, finish)
+        return self._without_float_twins(found)
 
     def _smoothed(self, best: Candidate, seen: Moments, skip: frozenset[str]) -> tuple[Candidate, Moments]:
         """The model with channels evened out by smoothing, if it clearly wins.
@@ -176,27 +184,27 @@ class Search(Builder):
                 best = self.keep_better(f"common grids {entry:g}", best, tried)
         return best
 
-    def _corrected(self, best: Candidate) -> Candidate:
+    def _correction(self, start: Decisions) -> Finish:
+        """What corrects the biases of a candidate with the units of `start`, or some of them in float, from scratch."""
+        if not self.options.bias_correction:
+            return lambda candidate: candidate
         self.ctx.progress(0.0, "bias correction")
         few = limited(self.fit, _CORRECTION_SAMPLES)
-        corrector = Corrector(self.model, best.decisions.skip, few, threads=self.ctx.threads, layout=self.layout)
-        for sweep in range(3):
-            self.ctx.progress((sweep + 1) / 4, "bias correction")
-            tried = self.build(replace(best.decisions, biases=corrector.correct(best)))
-            self.trail[f"bias correction {sweep + 1}"] = tried.score
-            if tried.score <= best.score:
-                break
-            best = tried
-        return best
+        corrector = Corrector(self.model, start.skip, few, threads=self.ctx.threads, layout=self.layout)
 
-    def _with_islands(self, best: Candidate, price: Price) -> Candidate:
-        best = tail_in_float(best, self.build, price)
-        rare = self.judge.rare_outputs()
-        best = heads_in_float(best, self.build, self.model, rare, self.options.island_cost)
-        best = rescue(best, self.build, self.model, self._enough, self.ctx.progress)
-        if best.decisions.skip:
-            self.trail["float islands"] = best.score
-        return best
+        def corrected(best: Candidate) -> Candidate:
+            if best.decisions.biases is not start.biases:
+                best = self.build(replace(best.decisions, biases=start.biases))
+            for sweep in range(_SWEEPS):
+                self.ctx.progress((sweep + 1) / (_SWEEPS + 1), "bias correction")
+                tried = self.build(replace(best.decisions, biases=corrector.correct(best)))
+                self.trail.setdefault(f"bias correction {sweep + 1}", tried.score)
+                if tried.score <= best.score:
+                    break
+                best = tried
+            return best
+
+        return corrected
 
     def _enough(self, candidate: Candidate) -> bool:
         """What the check that comes later says; without one, the few samples that are held out from calibration."""
@@ -220,7 +228,7 @@ class Search(Builder):
     def _one_sample(self) -> Mapping[str, Any]:
         return next(iter(self.fit.batches(1))).feeds
 
-    def _faster(self, best: Candidate) -> Candidate:
+    def _faster(self, best: Candidate, finish: Finish) -> Candidate:
         """Give back to float what is slower in 8 bits on this machine; see latency.py."""
         if not any(u.view is not None for u in best.units):
             return best
@@ -228,7 +236,7 @@ class Search(Builder):
         floats = self.model if self.coarse is None else self.coarse.model
         faster = drop_slow_groups(best, self.build, floats, self._one_sample(), threads=self.ctx.threads)
         self.slow = faster.decisions.skip - best.decisions.skip
-        return faster
+        return max(faster, finish(faster), key=lambda c: c.score) if self.slow else best
 
     def _without_float_twins(self, best: Candidate) -> Candidate:
         """Convolutions that are in float after all read their input once."""
