@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,14 @@ from onnxcomp.errors import UsageError
 from onnxcomp.graph import Model
 from onnxcomp.manager import Context
 from onnxcomp.passes import quantize_search
+from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions
+from onnxcomp.passes.islands import rescue
 from onnxcomp.passes.judge import Judge
+from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.quantize import Quantize
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
+from onnxcomp.shapes import infer
 
 RNG = np.random.default_rng(0)
 
@@ -168,3 +173,49 @@ def test_weights_are_re_solved_only_if_samples_held_out_can_tell(count: int, sol
 def test_a_cost_of_islands_that_is_no_share_is_refused(cost: float) -> None:
     with pytest.raises(UsageError, match="island_cost"):
         Quantize(island_cost=cost)
+
+
+def three_layers() -> tuple[Model, Candidate]:
+    """The model and a candidate with all of a, b and c in 8 bits; b and c hold nearly all the work."""
+    model = pictures(w(32, 4, 1, 1))
+    plan = CPU.place(model, model.graph, infer(model), Context(), keep_float=frozenset())
+    return model, Candidate(first_decisions(plan, frozenset(), {}), model, tuple(plan.units), drop=1.0)
+
+
+def rescued(good: set[frozenset[str]], drops: dict[str, float]) -> tuple[frozenset[str], list[frozenset[str]]]:
+    """What is in float where only `good` is good enough, and what was finished. Alone in float a unit leaves a drop."""
+    model, best = three_layers()
+    finished: list[frozenset[str]] = []
+
+    def build(decisions: Decisions) -> Candidate:
+        return replace(best, decisions=decisions, drop=min((drops[k] for k in decisions.skip), default=1.0), sqnr=0.0)
+
+    def finish(candidate: Candidate) -> Candidate:
+        finished.append(candidate.decisions.skip)
+        return replace(candidate, sqnr=1.0)
+
+    def enough(candidate: Candidate) -> bool:
+        assert candidate.sqnr == 1.0, "a candidate that was not finished was judged"
+        return candidate.decisions.skip in good
+
+    found = rescue(best, build, finish, model, enough, lambda share, what: None)
+    return found.decisions.skip, finished
+
+
+def test_a_rescue_judges_finished_candidates_and_takes_the_layer_that_brings_most() -> None:
+    found, finished = rescued({frozenset("b")}, {"a": 1.0, "b": 0.1, "y": 0.9})
+
+    assert found == {"b"}
+    assert finished == [frozenset(), {"b"}]
+
+
+def test_a_rescue_quantizes_again_what_turns_out_to_be_too_much() -> None:
+    found, _ = rescued({frozenset("by"), frozenset("y")}, {"a": 1.0, "b": 0.1, "y": 0.9})
+
+    assert found == {"y"}
+
+
+def test_a_rescue_that_finds_nothing_leaves_all_in_float() -> None:
+    found, _ = rescued(set(), {"a": 1.0, "b": 0.1, "y": 0.9})
+
+    assert found == {"a", "b", "y"}
