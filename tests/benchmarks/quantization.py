@@ -63,9 +63,12 @@ def compare(name: str, model: Path, calib: str, evaluation: str, folder: Path, s
     options = {"samples": _SAMPLES, "bench_seconds": 1.0, "max_drop": budget}
     onnxcomp.optimize(model, made["onnxcomp"], calib=calib, eval=evaluation, **options)
     for tool, quantizer in QUANTIZERS.items():
-        with contextlib.suppress(Exception), contextlib.redirect_stdout(io.StringIO()):
-            made[tool] = folder / f"{tool}.onnx"
-            quantizer(model, made[tool], lambda: batches(model, calib, _SAMPLES), linear_only=name in _EXPORTS)
+        made[tool] = folder / f"{tool}.onnx"
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                quantizer(model, made[tool], lambda: batches(model, calib, _SAMPLES), linear_only=name in _EXPORTS)
+        except Exception as error:
+            print(f"{name:36s} {tool:14s} failed: {type(error).__name__}: {str(error)[:100]!r}", flush=True)
     tools = [t for t, path in made.items() if path.exists()]
     timed = onnxcomp.benchmark(model, *(made[t] for t in tools), data=evaluation, seconds=seconds)
     for tool, row in zip(tools, timed.models[1:], strict=True):
