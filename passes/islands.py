@@ -125,7 +125,7 @@ def heads_in_float(best: Candidate, build: Build, model: Model, outputs: Collect
     if not heads or len(heads) == len(units):
         return best
     costs = _shares(units, model)
-    if sum(costs[u.key] for u in heads) > budget:
+    if _total(heads, costs) > budget:
         return best
     tried = build(_with_float(best, heads))
     return tried if tried.score >= best.score else best
@@ -159,7 +159,7 @@ def rescue(
     work, brings = _shares(units, model), []
     for number, run in enumerate(runs):
         progress(number / len(runs), "looking for layers to keep in float")
-        brings.append(_relief(best, build(_with_float(best, run))) / max(sum(work[u.key] for u in run), 1e-6))
+        brings.append(_relief(best, build(_with_float(best, run))) / max(_total(run, work), 1e-6))
     ordered = [runs[k] for k in np.argsort(-np.array(brings), kind="stable")]
 
     def tried(given: list[list[Unit]]) -> Candidate | None:
@@ -182,17 +182,13 @@ def _with_less(found: Candidate, given: list[list[Unit]], work: dict[str, float]
 
     The last one was needed.
     """
-
-    def weighs(run: list[Unit]) -> float:
-        return sum(work[u.key] for u in run)
-
     last = given[-1]
-    for run in sorted(given, key=weighs, reverse=True):
+    for run in sorted(given, key=lambda run: _total(run, work), reverse=True):
         half = len(run) // 2
         ways = [kept for kept in ([], run[:half], run[half:]) if (kept or run is not last) and len(kept) < len(run)]
         for kept in ways:
             less = [r if r is not run else kept for r in given]
-            if weighs(run) - weighs(kept) < _LITTLE or not any(less):
+            if _total(run, work) - _total(kept, work) < _LITTLE or not any(less):
                 continue
             if (candidate := tried(less)) is not None:
                 found, given = candidate, less
@@ -216,3 +212,7 @@ def _shares(units: list[Unit], model: Model) -> dict[str, float]:
     counted = {node.outputs[0].name: macs for node, macs in count_macs(model).nodes.items()}
     total = sum(counted.get(u.key, 0) for u in units) or 1
     return {u.key: counted.get(u.key, total) / total for u in units}
+
+
+def _total(units: list[Unit], shares: dict[str, float]) -> float:
+    return sum(shares[u.key] for u in units)
