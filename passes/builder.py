@@ -98,9 +98,10 @@ class Builder:
     def place(self, model: Model, skip: frozenset[str]) -> Placement:
         return self.layout.place(model, model.graph, infer(model), Context(), keep_float=skip, ops=self.options.ops)
 
-    def build(self, decisions: Decisions) -> Candidate:
+    def build(self, decisions: Decisions, judge: Judge | None = None) -> Candidate:
+        """The candidate, and what the judge of this search says of it, or another one."""
         candidate = build(self.model, decisions, self.options.ops, self.layout)
-        found = self.judge.assess(candidate.model)
+        found = (judge or self.judge).assess(candidate.model)
         return replace(candidate, sqnr=found.sqnr, score=(found.sqnr + found.typical) / 2, drop=found.drop)
 
     def best_ranges(

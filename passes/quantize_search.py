@@ -5,8 +5,8 @@ Histograms and second moments are collected once. Candidates are judged on calib
 1. ranges: extremes, least squared error, or percentile, whichever gives the best outputs;
 2. channels rescaled by smoothing (smooth.py), where that clearly wins;
 3. second-order rounding of the weights (rounding.py), kept if the outputs get closer, also of the model with channels
-   rescaled by equalization (equalize.py); the ranges again, and one scale for values that meet in a sum
-   (common_grids.py), likewise;
+   rescaled by equalization (equalize.py); the ranges again, one scale for values that meet in a sum
+   (common_grids.py), and wider ranges (wider_ranges.py), likewise;
 4. the first layers in float, where that is worth their time (islands.py), or with finer inputs (finer_inputs.py); then
    weights re-solved for the noise that rounding adds to their inputs, likewise;
 5. other float islands: units that go back to float, for accuracy at little cost or to meet the budget (islands.py),
@@ -28,12 +28,14 @@ from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions, upd
 from onnxcomp.passes.common_grids import on_common_grids
 from onnxcomp.passes.finer_inputs import readers_of_inputs, with_finer_inputs
 from onnxcomp.passes.islands import Finish, Price, first_in_float, heads_in_float, rescue, tail_in_float
+from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.moments import Moments
 from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.rescale import equalized, smoothed
 from onnxcomp.passes.round_units import round_units
+from onnxcomp.passes.wider_ranges import with_wider_ranges
 
 __all__ = ["Search"]
 
@@ -41,6 +43,7 @@ _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
 _CHEAP = 5e9  # multiplications up to which rounding is done a second time
 _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _CORRECTION_SAMPLES = 64  # for means
+_WIDENING_SAMPLES = 128  # that are asked for wider ranges
 _SWEEPS = 3  # of bias correction, at most
 _ENTRIES = (1.0, 8.0)  # weights tried for values at the head of a chain of sums
 
@@ -171,7 +174,7 @@ class Search(Builder):
         return best, nearest, seen
 
     def _ranged_again(self, best: Candidate, seen: Moments) -> Candidate:
-        """The ranges chosen once more, now that the weights add less noise of their own, and common grids."""
+        """The ranges chosen once more, now that the weights add less noise of their own; common grids; wider ranges."""
         plan = self.place(self.model, best.decisions.skip)
         if self.second_order:
             ranges = self.ranges(seen, plan)
@@ -182,7 +185,23 @@ class Search(Builder):
             if shared is not None:
                 tried = self.build(replace(best.decisions, chosen=shared))
                 best = self.keep_better(f"common grids {entry:g}", best, tried)
-        return best
+        return self._widened(best, plan, seen) if self.options.ranges == "auto" else best
+
+    def _widened(self, best: Candidate, plan: Placement, seen: Moments) -> Candidate:
+        """Wider ranges where they bring the outputs closer, those of calibration samples as well: no range was chosen
+        by its outputs yet, and large values are rare, so that more samples tell more.
+        """
+        judge = self.judge
+        if self.held_out and self.ctx.data is not None:
+            judge = Judge(self.model, self.ctx.data, samples=_WIDENING_SAMPLES, threads=self.ctx.threads)
+        start = best if judge is self.judge else self.build(best.decisions, judge)
+        found = with_wider_ranges(start, plan, seen.statistics, lambda d: self.build(d, judge), self.ctx.progress)
+        if found is start:
+            return best
+        if judge is not self.judge:
+            found = self.build(found.decisions)
+        self.trail["wider ranges"] = found.score
+        return found
 
     def _correction(self, start: Decisions) -> Finish:
         """What corrects the biases of a candidate with the units of `start`, or some of them in float, from scratch."""

@@ -1,0 +1,118 @@
+"""Ranges that get wider because the outputs come closer, and when they stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxcomp.calibration.affine import QuantParameters
+from onnxcomp.calibration.data import open_data
+from onnxcomp.calibration.ranges import choose
+from onnxcomp.manager import Context
+from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions
+from onnxcomp.passes.layout import CPU
+from onnxcomp.passes.moments import observe_inputs
+from onnxcomp.passes.placement import Placement
+from onnxcomp.passes.quantize import Quantize
+from onnxcomp.passes.wider_ranges import with_wider_ranges
+from onnxcomp.runtime import open_session
+from onnxcomp.serde import from_proto
+from onnxcomp.shapes import infer
+
+X = np.random.default_rng(0).standard_normal((64, 3, 8, 8)).astype(np.float32)
+X[0, 0, 0, 0] = 12.0  # what a range by squared error cuts off
+
+
+def model(tail: str = "y = Conv (a, w2)") -> Any:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) '
+        f"{{ a = Conv (x, w1) {tail} }}"
+    )
+    rng = np.random.default_rng(1)
+    for name in ("w1", "w2"):
+        values = rng.standard_normal((3, 3, 1, 1)).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    return from_proto(proto)
+
+
+def widened(
+    score: Callable[[dict[str, QuantParameters]], float], cut: float = 0.5
+) -> tuple[dict[str, QuantParameters], dict[str, QuantParameters], int]:
+    """Ranges before, after, and the candidates built, where ranges first cover the share `cut` of what was seen."""
+    one = model()
+    plan = CPU.place(one, one.graph, infer(one), Context(), keep_float=frozenset())
+    seen = statistics(one, plan)
+    before = {n: choose(s, "minmax") for n, s in seen.items()}
+    before = {n: replace(q, scale=float(np.float32(q.scale * cut))) for n, q in before.items()}
+    built: list[Decisions] = []
+
+    def build(decisions: Decisions) -> Candidate:
+        built.append(decisions)
+        return Candidate(decisions, one, tuple(plan.units), score=score(dict(decisions.chosen)))
+
+    best = Candidate(first_decisions(plan, frozenset(), before), one, tuple(plan.units), score=score(before))
+    found = with_wider_ranges(best, plan, seen, build, lambda share, what: None)
+    return before, dict(found.decisions.chosen), len(built)
+
+
+def statistics(one: Any, plan: Placement) -> Any:
+    data = open_data({"x": X}, open_session(one).inputs)
+    return observe_inputs(
+        one, plan, data, grams=False, threads=1, memory=1 << 30, seed=0, progress=lambda share, text: None
+    ).statistics
+
+
+def test_a_range_grows_until_it_covers_what_was_seen_if_each_step_brings_the_outputs_closer() -> None:
+    before, after, _ = widened(lambda chosen: 100 * chosen["a"].scale / (chosen["a"].scale + 1))
+
+    growth = after["a"].scale / before["a"].scale
+    assert growth == pytest.approx(1.25**4, rel=1e-5)  # the first power beyond 2
+    assert after["a"].zero_point == before["a"].zero_point
+    assert after["x"] == before["x"]
+
+
+def test_a_range_stays_if_the_outputs_hardly_come_closer() -> None:
+    before, after, _ = widened(lambda chosen: 0.01 * chosen["a"].scale)
+
+    assert after == before
+
+
+def test_a_range_that_cuts_nothing_off_is_not_tried() -> None:
+    before, after, built = widened(lambda chosen: chosen["a"].scale, cut=1.01)
+
+    assert (after, built) == (before, 0)
+
+
+def test_values_on_a_common_grid_stay_on_it() -> None:
+    one = model("s = Add (a, x) y = Conv (s, w2)")
+    plan = CPU.place(one, one.graph, infer(one), Context(), keep_float=frozenset())
+    seen = statistics(one, plan)
+    names = [plan.root(t).name for t in plan.quantized]
+    shared = dict.fromkeys(names, QuantParameters(0.01, 128))
+
+    def build(decisions: Decisions) -> Candidate:
+        return Candidate(decisions, one, tuple(plan.units), score=decisions.chosen["s"].scale * 1000)
+
+    best = build(first_decisions(plan, frozenset(), shared))
+    found = with_wider_ranges(best, plan, seen, build, lambda share, what: None)
+
+    assert found.decisions.chosen["s"].scale > 0.01
+    assert len({found.decisions.chosen[n].scale for n in names}) == 1
+
+
+@pytest.mark.parametrize(("ranges", "tried"), [("auto", True), ("mse", False)])
+def test_large_values_that_the_output_hangs_on_are_covered_unless_a_method_was_asked_for(
+    ranges: Any, tried: bool
+) -> None:
+    one = model("b = Conv (a, w2) c = Mul (b, b) y = Mul (c, c)")
+    feeds = np.random.default_rng(0).standard_t(4, (64, 3, 8, 8)).astype(np.float32)
+    data = open_data({"x": feeds}, open_session(one).inputs)
+
+    details = Quantize(ranges=ranges, islands=False, finer_inputs=False, rescale=False).run(one, Context(data=data))
+
+    assert ("wider ranges" in details["steps_db"]) is tried
