@@ -11,7 +11,8 @@ within the budget; whole runs, because each border between int8 and float costs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import itertools
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +143,13 @@ def _served(model: Model) -> dict[str, frozenset[str]]:
 
 
 def rescue(
-    best: Candidate, build: Build, finish: Finish, model: Model, enough: Enough, progress: Progress
+    best: Candidate,
+    build: Build,
+    finish: Finish,
+    model: Model,
+    enough: Enough,
+    progress: Progress,
+    others: Iterable[Candidate] = (),
 ) -> Candidate:
     """Give back runs of units to float until the finished candidate is good enough; what brings most for its work comes
     first.
@@ -151,10 +158,13 @@ def rescue(
     of trials is an order for all of them, and bisection from the small end finds how many it takes. What of these turns
     out to be too much, the most work first, is quantized again. The result may hold no quantized unit; then nothing
     less was enough. `finish` is what follows from the choice of units and is wrong for another: corrected biases.
+    `others` are asked before that: candidates that are as good in 8 bits.
     """
-    units, done = _weighted(best), finish(best)
-    if enough(done) or not units:
-        return done
+    units = _weighted(best)
+    for start in itertools.chain([best], others):
+        done = finish(start)
+        if enough(done) or not units:
+            return done
     runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
     work, brings = _shares(units, model), []
     for number, run in enumerate(runs):

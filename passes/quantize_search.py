@@ -16,7 +16,7 @@ Histograms and second moments are collected once. Candidates are judged on calib
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +35,7 @@ from onnxcomp.passes.moments import Moments
 from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.rescale import equalized, smoothed
 from onnxcomp.passes.round_units import round_units
-from onnxcomp.passes.wider_ranges import with_wider_ranges
+from onnxcomp.passes.wider_ranges import widened, with_wider_ranges
 
 __all__ = ["Search"]
 
@@ -45,6 +45,7 @@ _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _CORRECTION_SAMPLES = 64  # for means
 _WIDENING_SAMPLES = 128  # that are asked for wider ranges
 _SWEEPS = 3  # of bias correction, at most
+_REDRAWN = (1.005, 1.01, 1.02)  # times all scales
 _ENTRIES = (1.0, 8.0)  # weights tried for values at the head of a chain of sums
 
 
@@ -93,7 +94,8 @@ class Search(Builder):
             best = heads_in_float(best, self.build, self.model, rare, self.options.island_cost)
         finish = self._correction(best.decisions)
         if self.options.islands:
-            found = rescue(best, self.build, finish, self.model, self._enough, self.ctx.progress)
+            others = self._redrawn(best)
+            found = rescue(best, self.build, finish, self.model, self._enough, self.ctx.progress, others)
         else:
             found = finish(best)
         if found.decisions.skip:
@@ -224,6 +226,21 @@ class Search(Builder):
             return best
 
         return corrected
+
+    def _redrawn(self, best: Candidate) -> Iterator[Candidate]:
+        """The same on slightly wider grids: as close to the float model, with other rounding errors.
+
+        Where the samples held out are content and the check is not, it is often one close call among a few samples,
+        and layers in float would be a high price for another throw.
+        """
+        if best.drop > self.ctx.max_drop * _MARGIN:
+            return
+        # Inputs that are read on two grids need just these.
+        names = (best if self.coarse is None else self.coarse).decisions.chosen.keys() & best.decisions.chosen.keys()
+        for factor in _REDRAWN:
+            tried = self.build(widened(best.decisions, names, factor))
+            if tried.score >= best.score - 2 * CLEARLY:  # chance has chosen the best among its like
+                yield tried
 
     def _enough(self, candidate: Candidate) -> bool:
         """What the check that comes later says; without one, the few samples that are held out from calibration."""

@@ -10,7 +10,7 @@ both directions 1.3 dB less on new samples for ESPCN, and no more than wider one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.passes.candidate import Candidate, Decisions
 from onnxcomp.passes.placement import Placement
 
-__all__ = ["with_wider_ranges"]
+__all__ = ["widened", "with_wider_ranges"]
 
 _RUNS = 16  # of values that are tried together
 _WIDER = 1.25  # times the scale, in each step
@@ -46,7 +46,7 @@ def with_wider_ranges(
         roots = {name for place in run for name in clipped[place]}
         names = {t.name for t in plan.quantized if plan.root(t).name in roots}
         while any(_clips(best.decisions.chosen[n], statistics[n]) for n in roots):
-            tried = build(_widened(best.decisions, names))
+            tried = build(widened(best.decisions, names, _WIDER))
             if tried.score < best.score + _GAIN:
                 break
             best = tried
@@ -57,10 +57,10 @@ def _clips(chosen: QuantParameters, seen: TensorStatistics) -> bool:
     return chosen.high < seen.maximum or chosen.low > seen.minimum
 
 
-def _widened(decisions: Decisions, names: set[str]) -> Decisions:
-    """Zero points stay, so that both ends move away from zero."""
+def widened(decisions: Decisions, names: Collection[str], factor: float) -> Decisions:
+    """With `factor` times the scale of the values in `names`. Zero points stay, so that both ends move away from 0."""
     wider = {}
     for name in names:
         old = decisions.chosen[name]
-        wider[name] = replace(old, scale=float(np.float32(old.scale * _WIDER)))
+        wider[name] = replace(old, scale=float(np.float32(old.scale * factor)))
     return replace(decisions, chosen={**decisions.chosen, **wider})

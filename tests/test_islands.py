@@ -215,6 +215,29 @@ def test_a_rescue_quantizes_again_what_turns_out_to_be_too_much() -> None:
     assert found == {"y"}
 
 
+@pytest.mark.parametrize("passing", [None, 0, 1])
+def test_a_rescue_asks_other_candidates_in_8_bits_before_layers_go_to_float(passing: int | None) -> None:
+    model, best = three_layers()
+    others = [replace(best, sqnr=40.0), replace(best, sqnr=41.0)]
+    asked: list[float] = []
+
+    def enough(candidate: Candidate) -> bool:
+        asked.append(candidate.sqnr)
+        return bool(candidate.decisions.skip) or (passing is not None and candidate.sqnr == others[passing].sqnr)
+
+    def build(decisions: Decisions) -> Candidate:
+        return replace(best, decisions=decisions)
+
+    found = rescue(best, build, lambda c: c, model, enough, lambda share, what: None, others)
+
+    if passing is None:
+        assert found.decisions.skip
+        assert asked[:3] == [best.sqnr, 40.0, 41.0]
+    else:
+        assert found is others[passing]
+        assert len(asked) == passing + 2
+
+
 def test_a_rescue_that_finds_nothing_leaves_all_in_float() -> None:
     found, _ = rescued(set(), {"a": 1.0, "b": 0.1, "y": 0.9})
 
