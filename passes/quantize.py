@@ -45,8 +45,9 @@ class Quantize(Pass):
     `weight_bits` 4 matrices in 4-bit blocks, multiplied as they are); with "dynamic" int8 products and LSTMs whose
     activations are quantized in every run.
 
-    `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples), where a common scale
-    for values that meet in a sum may take over, as it saves the rounding of the sum; `rounding` is second-order or
+    `ranges` chooses activation ranges (auto tries mse, minmax and percentile on held-out samples, and makes those wider
+    that cut off what the outputs need), where a common scale for values that meet in a sum may take over, as it saves
+    the rounding of the sum; `rounding` is second-order or
     nearest; `rescale`, `finer_inputs` (first layers that read their input on two grids), `bias_correction` and
     `islands` switch these steps; `island_cost` is the share of the multiplications that may stay in float, or be made
     twice, for accuracy; `latency` times groups of layers on this machine and
