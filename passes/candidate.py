@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from onnxcomp.passes.placement import Placement, Unit
 from onnxcomp.passes.qdq import QuantizedWeight, insert, quantize_weight
 from onnxcomp.shapes import infer
 
-__all__ = ["Candidate", "Decisions", "build", "first_decisions", "updated"]
+__all__ = ["Build", "Candidate", "Decisions", "build", "first_decisions", "updated"]
 
 Array = npt.NDArray[Any]
 
@@ -52,6 +52,9 @@ class Candidate:
     score: float = float("-inf")
     drop: float = float("inf")
     ranges: Method | None = None
+
+
+Build = Callable[[Decisions], Candidate]  # what a search builds and judges candidates with
 
 
 def first_decisions(

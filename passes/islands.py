@@ -20,7 +20,7 @@ import numpy as np
 
 from onnxcomp.graph import Model
 from onnxcomp.macs import count_macs
-from onnxcomp.passes.candidate import Candidate, Decisions
+from onnxcomp.passes.candidate import Build, Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 
 __all__ = ["Finish", "Price", "first_in_float", "heads_in_float", "rescue", "tail_in_float"]
@@ -34,7 +34,6 @@ _PER_PERCENT = 0.2  # dB that it has to bring in addition for each percent of th
 _LOSS = 1.0  # dB that an island may cost where it saves time
 _MOST = 3.0  # percent of the run time that islands for a little more accuracy may take together
 
-Build = Callable[[Decisions], Candidate]
 Finish = Callable[[Candidate], Candidate]
 Tried = Callable[[list[list[Unit]]], Candidate | None]
 Progress = Callable[[float, str], None]

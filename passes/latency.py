@@ -9,7 +9,7 @@ model is faster with it, in interleaved runs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +18,13 @@ import numpy.typing as npt
 
 from onnxcomp.graph import Model, producer
 from onnxcomp.node_times import node_times
-from onnxcomp.passes.candidate import Candidate, Decisions
+from onnxcomp.passes.candidate import Build, Candidate
 from onnxcomp.passes.placement import Unit
 from onnxcomp.runtime import Session, open_session
 
 __all__ = ["drop_slow_groups", "speed_ratio"]
 
 Array = npt.NDArray[Any]
-Build = Callable[[Decisions], Candidate]
 Feeds = Mapping[str, Array]
 _ROUNDS = 8
 _GAIN = 1.05  # times as fast as before that a proposal has to be: less may be the mood of the machine

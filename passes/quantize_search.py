@@ -16,7 +16,7 @@ Histograms and second moments are collected once. Candidates are judged on calib
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +28,13 @@ from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions, upd
 from onnxcomp.passes.common_grids import on_common_grids
 from onnxcomp.passes.finer_inputs import readers_of_inputs, with_finer_inputs
 from onnxcomp.passes.islands import Finish, Price, first_in_float, heads_in_float, rescue, tail_in_float
-from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.latency import drop_slow_groups, speed_ratio
 from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.moments import Moments
 from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.rescale import equalized, smoothed
 from onnxcomp.passes.round_units import round_units
-from onnxcomp.passes.wider_ranges import widened, with_wider_ranges
+from onnxcomp.passes.wider_ranges import asking, redrawn, with_wider_ranges
 
 __all__ = ["Search"]
 
@@ -43,9 +42,7 @@ _MARGIN = 0.7  # of the budget: a few held-out samples do not tell all
 _CHEAP = 5e9  # multiplications up to which rounding is done a second time
 _RESCALE_SAMPLES = 64  # whose largest values per channel the factors follow
 _CORRECTION_SAMPLES = 64  # for means
-_WIDENING_SAMPLES = 128  # that are asked for wider ranges
 _SWEEPS = 3  # of bias correction, at most
-_REDRAWN = (1.005, 1.01, 1.02)  # times all scales
 _ENTRIES = (1.0, 8.0)  # weights tried for values at the head of a chain of sums
 
 
@@ -193,15 +190,13 @@ class Search(Builder):
         """Wider ranges where they bring the outputs closer, those of calibration samples as well: no range was chosen
         by its outputs yet, and large values are rare, so that more samples tell more.
         """
-        judge = self.judge
-        if self.held_out and self.ctx.data is not None:
-            judge = Judge(self.model, self.ctx.data, samples=_WIDENING_SAMPLES, threads=self.ctx.threads)
-        start = best if judge is self.judge else self.build(best.decisions, judge)
+        assert self.ctx.data is not None
+        judge = asking(self.model, self.ctx.data, self._one_sample(), threads=self.ctx.threads)
+        start = self.build(best.decisions, judge)
         found = with_wider_ranges(start, plan, seen.statistics, lambda d: self.build(d, judge), self.ctx.progress)
         if found is start:
             return best
-        if judge is not self.judge:
-            found = self.build(found.decisions)
+        found = self.build(found.decisions)
         self.trail["wider ranges"] = found.score
         return found
 
@@ -227,20 +222,13 @@ class Search(Builder):
 
         return corrected
 
-    def _redrawn(self, best: Candidate) -> Iterator[Candidate]:
-        """The same on slightly wider grids: as close to the float model, with other rounding errors.
-
-        Where the samples held out are content and the check is not, it is often one close call among a few samples,
-        and layers in float would be a high price for another throw.
-        """
+    def _redrawn(self, best: Candidate) -> Iterable[Candidate]:
+        """Others of the kind of `best`, where the samples held out are content with that."""
         if best.drop > self.ctx.max_drop * _MARGIN:
-            return
+            return ()
         # Inputs that are read on two grids need just these.
         names = (best if self.coarse is None else self.coarse).decisions.chosen.keys() & best.decisions.chosen.keys()
-        for factor in _REDRAWN:
-            tried = self.build(widened(best.decisions, names, factor))
-            if tried.score >= best.score - 2 * CLEARLY:  # chance has chosen the best among its like
-                yield tried
+        return redrawn(best, names, self.build)
 
     def _enough(self, candidate: Candidate) -> bool:
         """What the check that comes later says; without one, the few samples that are held out from calibration."""

@@ -10,28 +10,46 @@ both directions 1.3 dB less on new samples for ESPCN, and no more than wider one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxcomp.calibration.affine import QuantParameters
+from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.statistics import TensorStatistics
-from onnxcomp.passes.candidate import Candidate, Decisions
+from onnxcomp.graph import Model
+from onnxcomp.macs import count_macs
+from onnxcomp.passes.builder import CLEARLY
+from onnxcomp.passes.candidate import Build, Candidate, Decisions
+from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.placement import Placement
 
-__all__ = ["widened", "with_wider_ranges"]
+__all__ = ["asking", "redrawn", "with_wider_ranges"]
+
+Array = npt.NDArray[Any]
 
 _RUNS = 16  # of values that are tried together
 _WIDER = 1.25  # times the scale, in each step
 _GAIN = 0.1  # dB that a step has to bring
+_SAMPLES = (32, 128)  # at least and at most that are asked each time
+_WORK = 1.3e10  # multiplications that this may take, within these bounds
+_REDRAWN = (1.005, 1.01, 1.02)  # times all scales
+
+
+def asking(model: Model, data: Dataset, one: Mapping[str, Array], *, threads: int) -> Judge:
+    """The judge of wider ranges, of so many samples of `data` as the work for one of them allows."""
+    work = count_macs(model, known={name: array.shape for name, array in one.items()}).total
+    return Judge(model, data, samples=int(np.clip(_WORK / max(work, 1), *_SAMPLES)), threads=threads)
 
 
 def with_wider_ranges(
     best: Candidate,
     plan: Placement,
     statistics: Mapping[str, TensorStatistics],
-    build: Callable[[Decisions], Candidate],
+    build: Build,
     progress: Callable[[float, str], None],
 ) -> Candidate:
     """`best`, or the same with wider ranges of values that cut off something of what `statistics` has seen."""
@@ -46,18 +64,31 @@ def with_wider_ranges(
         roots = {name for place in run for name in clipped[place]}
         names = {t.name for t in plan.quantized if plan.root(t).name in roots}
         while any(_clips(best.decisions.chosen[n], statistics[n]) for n in roots):
-            tried = build(widened(best.decisions, names, _WIDER))
+            tried = build(_widened(best.decisions, names, _WIDER))
             if tried.score < best.score + _GAIN:
                 break
             best = tried
     return best
 
 
+def redrawn(best: Candidate, names: Collection[str], build: Build) -> Iterator[Candidate]:
+    """The same on slightly wider grids for the values in `names`: about as close to the float model, with other
+    rounding errors.
+
+    Where samples held out are content and a check on others is not, it is often one close call among a few samples,
+    and layers in float would be a high price for another throw.
+    """
+    for factor in _REDRAWN:
+        tried = build(_widened(best.decisions, names, factor))
+        if tried.score >= best.score - 2 * CLEARLY:  # chance has chosen the best among its like
+            yield tried
+
+
 def _clips(chosen: QuantParameters, seen: TensorStatistics) -> bool:
     return chosen.high < seen.maximum or chosen.low > seen.minimum
 
 
-def widened(decisions: Decisions, names: Collection[str], factor: float) -> Decisions:
+def _widened(decisions: Decisions, names: Collection[str], factor: float) -> Decisions:
     """With `factor` times the scale of the values in `names`. Zero points stay, so that both ends move away from 0."""
     wider = {}
     for name in names:

@@ -19,7 +19,7 @@ from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.moments import observe_inputs
 from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.quantize import Quantize
-from onnxcomp.passes.wider_ranges import with_wider_ranges
+from onnxcomp.passes.wider_ranges import asking, redrawn, with_wider_ranges
 from onnxcomp.runtime import open_session
 from onnxcomp.serde import from_proto
 from onnxcomp.shapes import infer
@@ -103,6 +103,40 @@ def test_values_on_a_common_grid_stay_on_it() -> None:
 
     assert found.decisions.chosen["s"].scale > 0.01
     assert len({found.decisions.chosen[n].scale for n in names}) == 1
+
+
+def test_other_grids_of_a_candidate_are_offered_as_long_as_they_are_about_as_good() -> None:
+    one = model()
+    plan = CPU.place(one, one.graph, infer(one), Context(), keep_float=frozenset())
+    chosen = {n: choose(s, "mse") for n, s in statistics(one, plan).items()}
+    best = Candidate(first_decisions(plan, frozenset(), chosen), one, tuple(plan.units), score=30.0)
+
+    def build(decisions: Decisions) -> Candidate:
+        growth = decisions.chosen["x"].scale / chosen["x"].scale
+        return replace(best, decisions=decisions, score=28.0 if growth > 1.015 else 29.5)
+
+    found = list(redrawn(best, {"x"}, build))
+
+    growths = [c.decisions.chosen["x"].scale / chosen["x"].scale for c in found]
+    assert growths == pytest.approx([1.005, 1.01], rel=1e-5)
+    assert {c.decisions.chosen["a"] for c in found} == {chosen["a"]}
+
+
+@pytest.mark.parametrize(("side", "asked"), [(8, 64), (512, 32)])
+def test_fewer_samples_of_a_model_with_more_work_are_asked(side: int, asked: int) -> None:
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, H, W] x) => (float[N, 1000] y) '
+        "{ a = Conv (x, w) p = GlobalAveragePool (a) y = Flatten (p) }"
+    )
+    weight = np.random.default_rng(0).standard_normal((1000, 3, 1, 1)).astype(np.float32)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    one = from_proto(proto)
+    feeds = np.broadcast_to(np.random.default_rng(1).standard_normal((64, 3, 1, 1)), (64, 3, 8, 8))
+    data = open_data({"x": feeds.astype(np.float32)}, open_session(one).inputs)
+
+    judge = asking(one, data, {"x": np.zeros((1, 3, side, side), np.float32)}, threads=1)
+
+    assert judge.counted == asked
 
 
 @pytest.mark.parametrize(("ranges", "tried"), [("auto", True), ("mse", False)])
