@@ -85,7 +85,8 @@ def redrawn(best: Candidate, names: Collection[str], build: Build) -> Iterator[C
 
 
 def _clips(chosen: QuantParameters, seen: TensorStatistics) -> bool:
-    return chosen.high < seen.maximum or chosen.low > seen.minimum
+    """By more than a step: the zero point alone moves the ends of a range by half a one."""
+    return chosen.high + chosen.scale < seen.maximum or chosen.low - chosen.scale > seen.minimum
 
 
 def _widened(decisions: Decisions, names: Collection[str], factor: float) -> Decisions:

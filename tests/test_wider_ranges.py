@@ -82,8 +82,9 @@ def test_a_range_stays_if_the_outputs_hardly_come_closer() -> None:
     assert after == before
 
 
-def test_a_range_that_cuts_nothing_off_is_not_tried() -> None:
-    before, after, built = widened(lambda chosen: chosen["a"].scale, cut=1.01)
+@pytest.mark.parametrize("cut", [1.01, 1.0])
+def test_a_range_that_cuts_nothing_off_is_not_tried(cut: float) -> None:
+    before, after, built = widened(lambda chosen: chosen["a"].scale, cut=cut)
 
     assert (after, built) == (before, 0)
 
