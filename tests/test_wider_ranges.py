@@ -14,6 +14,7 @@ from onnxcomp.calibration.affine import QuantParameters
 from onnxcomp.calibration.data import open_data
 from onnxcomp.calibration.ranges import choose
 from onnxcomp.manager import Context
+from onnxcomp.passes import quantize_search
 from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions
 from onnxcomp.passes.layout import CPU
 from onnxcomp.passes.moments import observe_inputs
@@ -141,13 +142,23 @@ def test_fewer_samples_of_a_model_with_more_work_are_asked(side: int, asked: int
 
 
 @pytest.mark.parametrize(("ranges", "tried"), [("auto", True), ("mse", False)])
-def test_large_values_that_the_output_hangs_on_are_covered_unless_a_method_was_asked_for(
-    ranges: Any, tried: bool
+def test_ranges_by_a_method_that_was_asked_for_are_left_alone(
+    ranges: Any, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = model("b = Conv (a, w2) c = Mul (b, b) y = Mul (c, c)")
-    feeds = np.random.default_rng(0).standard_t(4, (64, 3, 8, 8)).astype(np.float32)
-    data = open_data({"x": feeds}, open_session(one).inputs)
+    one = model()
+    data = open_data({"x": X}, open_session(one).inputs)
+    starts: list[Candidate] = []
 
+    def spy(best: Candidate, *rest: Any) -> Candidate:
+        starts.append(best)
+        wider = {n: replace(q, scale=q.scale * 1.5) for n, q in best.decisions.chosen.items()}
+        return replace(best, decisions=replace(best.decisions, chosen=wider))
+
+    monkeypatch.setattr(quantize_search, "with_wider_ranges", spy)
     details = Quantize(ranges=ranges, islands=False, finer_inputs=False, rescale=False).run(one, Context(data=data))
 
+    assert bool(starts) is tried
     assert ("wider ranges" in details["steps_db"]) is tried
+    if tried:
+        scale = next(float(n.inputs[1].values) for n in one.graph.nodes if n.op == "QuantizeLinear")
+        assert scale == pytest.approx(starts[0].decisions.chosen["x"].scale * 1.5)
