@@ -34,7 +34,7 @@ from onnxcomp.passes.moments import Moments
 from onnxcomp.passes.placement import Placement
 from onnxcomp.passes.rescale import equalized, smoothed
 from onnxcomp.passes.round_units import round_units
-from onnxcomp.passes.wider_ranges import asking, redrawn, with_wider_ranges
+from onnxcomp.passes.wider_ranges import asking, cut_off, redrawn, with_wider_ranges
 
 __all__ = ["Search"]
 
@@ -190,7 +190,8 @@ class Search(Builder):
         """Wider ranges where they bring the outputs closer, those of calibration samples as well: no range was chosen
         by its outputs yet, and large values are rare, so that more samples tell more.
         """
-        assert self.ctx.data is not None
+        if self.ctx.data is None or not cut_off(best, plan, seen.statistics):
+            return best
         judge = asking(self.model, self.ctx.data, self._one_sample(), threads=self.ctx.threads)
         start = self.build(best.decisions, judge)
         found = with_wider_ranges(start, plan, seen.statistics, lambda d: self.build(d, judge), self.ctx.progress)

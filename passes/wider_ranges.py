@@ -27,7 +27,7 @@ from onnxcomp.passes.candidate import Build, Candidate, Decisions
 from onnxcomp.passes.judge import Judge
 from onnxcomp.passes.placement import Placement
 
-__all__ = ["asking", "redrawn", "with_wider_ranges"]
+__all__ = ["asking", "cut_off", "redrawn", "with_wider_ranges"]
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +45,17 @@ def asking(model: Model, data: Dataset, one: Mapping[str, Array], *, threads: in
     return Judge(model, data, samples=int(np.clip(_WORK / max(work, 1), *_SAMPLES)), threads=threads)
 
 
+def cut_off(best: Candidate, plan: Placement, statistics: Mapping[str, TensorStatistics]) -> list[list[str]]:
+    """Values of which `best` cuts off something that `statistics` has seen, with all that share their scale, in the
+    order of the graph.
+    """
+    groups: dict[tuple[float, bool], list[str]] = {}
+    for name in dict.fromkeys(plan.root(t).name for t in plan.quantized):
+        chosen = best.decisions.chosen[name]
+        groups.setdefault((chosen.scale, chosen.signed), []).append(name)
+    return [g for g in groups.values() if any(_clips(best.decisions.chosen[n], statistics[n]) for n in g)]
+
+
 def with_wider_ranges(
     best: Candidate,
     plan: Placement,
@@ -53,11 +64,7 @@ def with_wider_ranges(
     progress: Callable[[float, str], None],
 ) -> Candidate:
     """`best`, or the same with wider ranges of values that cut off something of what `statistics` has seen."""
-    groups: dict[tuple[float, bool], list[str]] = {}  # in the order of the graph
-    for name in dict.fromkeys(plan.root(t).name for t in plan.quantized):
-        chosen = best.decisions.chosen[name]
-        groups.setdefault((chosen.scale, chosen.signed), []).append(name)
-    clipped = [g for g in groups.values() if any(_clips(best.decisions.chosen[n], statistics[n]) for n in g)]
+    clipped = cut_off(best, plan, statistics)
     runs = np.array_split(np.arange(len(clipped)), min(_RUNS, len(clipped))) if clipped else []
     for number, run in enumerate(runs):
         progress(number / len(runs), "trying wider ranges")
