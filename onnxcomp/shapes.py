@@ -65,7 +65,7 @@ def infer(model: Model) -> Shapes:
 
     The answer is about the tensors as they are now; a tensor made later is unknown, and rewrites that keep values keep
     it valid. The declared shapes of the model's outputs are not trusted either. Where ONNX's inference gives up (custom
-    operators, contradictions in the file) values stay unknown.
+    operators, contradictions in the file) values stay unknown, but a Reshape's rank is the number of its sizes.
     """
     proto, _ = export_model(model)
     for _, graph in _pairs(model.graph, proto.graph):
@@ -76,14 +76,33 @@ def infer(model: Model) -> Shapes:
     types: dict[Any, ValueType] = {}
     try:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+        while _reshapes_ranked(proto.graph):
+            proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # native code: RuntimeError, ValueError and InferenceError of several bindings
         return Shapes({t: _value_type(t.info) for t in model.graph.inputs if t.info is not None})
     for scope, graph in _pairs(model.graph, proto.graph):
-        found = {info.name: info for part in (graph.input, graph.value_info, graph.output) for info in part}
+        found = _infos(graph)
         for tensor in [*scope.inputs, *(o for node in scope.nodes for o in node.outputs)]:
             if tensor.name in found:
                 types[tensor] = _value_type(found[tensor.name])
     return Shapes(types)
+
+
+def _reshapes_ranked(graph: onnx.GraphProto) -> bool:
+    """Give the Reshapes of the main graph without a shape a rank: the number of sizes; whether there was one."""
+    found, ranked = _infos(graph), False
+    for node in graph.node:
+        if node.op_type != "Reshape" or len(node.input) < 2 or not {node.input[1], node.output[0]} <= found.keys():
+            continue
+        sizes, result = (found[name].type.tensor_type.shape.dim for name in (node.input[1], node.output[0]))
+        if sizes and sizes[0].dim_value > 0 and not result:
+            result.extend(onnx.TensorShapeProto.Dimension() for _ in range(sizes[0].dim_value))
+            ranked = True
+    return ranked
+
+
+def _infos(graph: onnx.GraphProto) -> dict[str, onnx.ValueInfoProto]:
+    return {info.name: info for part in (graph.input, graph.value_info, graph.output) for info in part}
 
 
 def _pairs(scope: Graph, graph: onnx.GraphProto) -> Iterator[tuple[Graph, onnx.GraphProto]]:

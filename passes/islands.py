@@ -12,14 +12,13 @@ within the budget; whole runs, because each border between int8 and float costs 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from onnxcomp.graph import Model
-from onnxcomp.macs import count_macs
 from onnxcomp.passes.candidate import Build, Candidate, Decisions
 from onnxcomp.passes.placement import Unit
 
@@ -43,18 +42,19 @@ Slowdown = Callable[[Candidate, Candidate], float]
 
 @dataclass
 class Price:
-    """What units cost in float: a share of the multiplications of `model`, at most `budget`; or, with `slowdown`, the
-    run time of the second of two candidates relative to the first, as measured. `spent` percent of it are used up.
+    """What units cost in float: a share of the multiplications, whose number `work` has by unit, at most `budget`; or,
+    with `slowdown`, the run time of the second of two candidates relative to the first, as measured. `spent` percent of
+    it are used up.
     """
 
-    model: Model
+    work: Mapping[str, int]
     budget: float
     slowdown: Slowdown | None = None
     spent: float = 0.0
 
     def affordable(self, best: Candidate, unit: Unit) -> bool:
         """Whether a unit of `best` may stay in float as far as that is known without a measurement."""
-        return self.slowdown is not None or _shares(_weighted(best), self.model)[unit.key] <= self.budget
+        return self.slowdown is not None or _shares(_weighted(best), self.work)[unit.key] <= self.budget
 
     def buys(self, old: Candidate, new: Candidate) -> bool:
         """Whether `new` is so much closer that it may take so much longer, or so much faster for what it loses.
@@ -115,7 +115,14 @@ def _first(candidate: Candidate) -> list[Unit]:
     return found
 
 
-def heads_in_float(best: Candidate, build: Build, model: Model, outputs: Collection[str], budget: float) -> Candidate:
+def heads_in_float(
+    best: Candidate,
+    build: Build,
+    model: Model,
+    work: Mapping[str, int],
+    outputs: Collection[str],
+    budget: float,
+) -> Candidate:
     """Try in float what serves one of the named outputs alone, if it holds at most the share `budget` of all
     multiplications.
     """
@@ -124,7 +131,7 @@ def heads_in_float(best: Candidate, build: Build, model: Model, outputs: Collect
     heads = [u for u in units if len(served.get(u.key, ())) == 1 and served[u.key] <= set(outputs)]
     if not heads or len(heads) == len(units):
         return best
-    costs = _shares(units, model)
+    costs = _shares(units, work)
     if _total(heads, costs) > budget:
         return best
     tried = build(_with_float(best, heads))
@@ -145,7 +152,7 @@ def rescue(
     best: Candidate,
     build: Build,
     finish: Finish,
-    model: Model,
+    work: Mapping[str, int],
     enough: Enough,
     progress: Progress,
     others: Iterable[Candidate] = (),
@@ -165,10 +172,10 @@ def rescue(
         if enough(done) or not units:
             return done
     runs = [list(r) for r in np.array_split(np.array(units, dtype=object), min(_RUNS, len(units)))]
-    work, brings = _shares(units, model), []
+    shares, brings = _shares(units, work), []
     for number, run in enumerate(runs):
         progress(number / len(runs), "looking for layers to keep in float")
-        brings.append(_relief(best, build(_with_float(best, run))) / max(_total(run, work), 1e-6))
+        brings.append(_relief(best, build(_with_float(best, run))) / max(_total(run, shares), 1e-6))
     ordered = [runs[k] for k in np.argsort(-np.array(brings), kind="stable")]
 
     def tried(given: list[list[Unit]]) -> Candidate | None:
@@ -183,21 +190,21 @@ def rescue(
         found, low, high = (found, middle, high) if candidate is None else (candidate, low, middle)
     if found is None:
         return build(_with_float(best, units))
-    return _with_less(found, ordered[:high], work, tried)
+    return _with_less(found, ordered[:high], shares, tried)
 
 
-def _with_less(found: Candidate, given: list[list[Unit]], work: dict[str, float], tried: Tried) -> Candidate:
+def _with_less(found: Candidate, given: list[list[Unit]], shares: dict[str, float], tried: Tried) -> Candidate:
     """`found`, which has the units of `given` in float, or what is good enough with fewer of these runs, or halves.
 
     The last one was needed.
     """
     last = given[-1]
-    for run in sorted(given, key=lambda run: _total(run, work), reverse=True):
+    for run in sorted(given, key=lambda run: _total(run, shares), reverse=True):
         half = len(run) // 2
         ways = [kept for kept in ([], run[:half], run[half:]) if (kept or run is not last) and len(kept) < len(run)]
         for kept in ways:
             less = [r if r is not run else kept for r in given]
-            if _total(run, work) - _total(kept, work) < _LITTLE or not any(less):
+            if _total(run, shares) - _total(kept, shares) < _LITTLE or not any(less):
                 continue
             if (candidate := tried(less)) is not None:
                 found, given = candidate, less
@@ -216,11 +223,10 @@ def _with_float(best: Candidate, units: list[Unit]) -> Decisions:
     return replace(best.decisions, skip=best.decisions.skip | {u.key for u in units})
 
 
-def _shares(units: list[Unit], model: Model) -> dict[str, float]:
+def _shares(units: list[Unit], work: Mapping[str, int]) -> dict[str, float]:
     """Share of the multiplications of each weighted unit; 1 where they are not known."""
-    counted = {node.outputs[0].name: macs for node, macs in count_macs(model).nodes.items()}
-    total = sum(counted.get(u.key, 0) for u in units) or 1
-    return {u.key: counted.get(u.key, total) / total for u in units}
+    total = sum(work.get(u.key, 0) for u in units) or 1
+    return {u.key: work.get(u.key, total) / total for u in units}
 
 
 def _total(units: list[Unit], shares: dict[str, float]) -> float:

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from onnxcomp.calibration.split import limited
 from onnxcomp.graph import Model
+from onnxcomp.macs import count_with_run
 from onnxcomp.passes.bias_correction import Corrector
 from onnxcomp.passes.builder import CLEARLY, Builder
 from onnxcomp.passes.candidate import Candidate, Decisions, first_decisions, updated
@@ -88,11 +90,11 @@ class Search(Builder):
         if self.options.islands:
             best = tail_in_float(best, self.build, price)
             rare = self.judge.rare_outputs()
-            best = heads_in_float(best, self.build, self.model, rare, self.options.island_cost)
+            best = heads_in_float(best, self.build, self.model, self._work, rare, self.options.island_cost)
         finish = self._correction(best.decisions)
         if self.options.islands:
             others = self._redrawn(best)
-            found = rescue(best, self.build, finish, self.model, self._enough, self.ctx.progress, others)
+            found = rescue(best, self.build, finish, self._work, self._enough, self.ctx.progress, others)
         else:
             found = finish(best)
         if found.decisions.skip:
@@ -192,7 +194,7 @@ class Search(Builder):
         """
         if self.ctx.data is None or not cut_off(best, plan, seen.statistics):
             return best
-        judge = asking(self.model, self.ctx.data, self._one_sample(), threads=self.ctx.threads)
+        judge = asking(self.model, self.ctx.data, sum(self._work.values()), threads=self.ctx.threads)
         start = self.build(best.decisions, judge)
         found = with_wider_ranges(start, plan, seen.statistics, lambda d: self.build(d, judge), self.ctx.progress)
         if found is start:
@@ -239,16 +241,22 @@ class Search(Builder):
     def _price(self) -> Price:
         """Islands cost time where it is measured, multiplications elsewhere."""
         if not self._timed:
-            return Price(self.model, self.options.island_cost)
+            return Price(self._work, self.options.island_cost)
 
         def slowdown(old: Candidate, new: Candidate) -> float:
             return 1 / speed_ratio(old.model, new.model, self._one_sample(), threads=self.ctx.threads)
 
-        return Price(self.model, self.options.island_cost, slowdown)
+        return Price(self._work, self.options.island_cost, slowdown)
 
     @property
     def _timed(self) -> bool:
         return self.options.latency and self.layout is CPU
+
+    @cached_property
+    def _work(self) -> Mapping[str, int]:
+        """Multiplications for one sample, by the unit's key: shapes of many models are open until it runs."""
+        counted = count_with_run(self.model, feeds=self._one_sample())[1]
+        return {node.outputs[0].name: macs for node, macs in counted.nodes.items()}
 
     def _one_sample(self) -> Mapping[str, Any]:
         return next(iter(self.fit.batches(1))).feeds

@@ -21,7 +21,6 @@ from onnxcomp.calibration.affine import QuantParameters
 from onnxcomp.calibration.data import Dataset
 from onnxcomp.calibration.statistics import TensorStatistics
 from onnxcomp.graph import Model
-from onnxcomp.macs import count_macs
 from onnxcomp.passes.builder import CLEARLY
 from onnxcomp.passes.candidate import Build, Candidate, Decisions
 from onnxcomp.passes.judge import Judge
@@ -39,9 +38,8 @@ _WORK = 1.3e10  # multiplications that this may take, within these bounds
 _REDRAWN = (1.005, 1.01, 1.02)  # times all scales
 
 
-def asking(model: Model, data: Dataset, one: Mapping[str, Array], *, threads: int) -> Judge:
-    """The judge of wider ranges, of so many samples of `data` as the work for one of them allows."""
-    work = count_macs(model, known={name: array.shape for name, array in one.items()}).total
+def asking(model: Model, data: Dataset, work: int, *, threads: int) -> Judge:
+    """The judge of wider ranges, of so many samples of `data` as `work`, multiplications for each, allows."""
     return Judge(model, data, samples=int(np.clip(_WORK / max(work, 1), *_SAMPLES)), threads=threads)
 
 

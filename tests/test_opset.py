@@ -223,6 +223,12 @@ def test_an_operator_that_changed_after_13_computes_the_same_bits(case: str) -> 
     assert any(note.startswith(op) for note in notes) if op else not notes
 
 
+def test_a_softmax_of_a_known_rank_stays_one_node_where_no_size_is_known() -> None:
+    proto = parse("(float[2,3,4] x, int64[3] s) => (float y) { v = Reshape(x, s)  y = Softmax<axis = 2>(v) }", 11)
+    model, _ = upgraded(proto, 13)
+    assert [node.op for node in model.graph.nodes] == ["Reshape", "Softmax"]
+
+
 def test_average_pooling_differs_in_the_last_bit_at_most() -> None:
     attributes = "kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1"
     proto = parse(f"(float[1,2,8,8] x) => (float[A,B,C,D] y) {{ y = AveragePool<{attributes}>(x) }}", 11)
