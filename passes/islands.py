@@ -160,10 +160,11 @@ def rescue(
     """Give back runs of units to float until the finished candidate is good enough; what brings most for its work comes
     first.
 
-    What a run brings is the noise and the drop that go with it. Those of several runs add up, nearly, so that one round
-    of trials is an order for all of them, and bisection from the small end finds how many it takes. What of these turns
-    out to be too much, the most work first, is quantized again. The result may hold no quantized unit; then nothing
-    less was enough. `finish` is what follows from the choice of units and is wrong for another: corrected biases.
+    What a run brings is the noise that goes with it; the drop in quality of the samples at hand is a matter of chance
+    where a few of them make it. The noise of several runs adds up, nearly, so that one round of trials is an order for
+    all of them, and bisection from the small end finds how many it takes. What of these turns out to be too much, the
+    most work first, is quantized again. The result may hold no quantized unit; then no run and no half of one was good
+    enough in 8 bits. `finish` is what follows from the choice of units and is wrong for another: corrected biases.
     `others` are asked before that: candidates that are as good in 8 bits.
     """
     units = _weighted(best)
@@ -189,7 +190,7 @@ def rescue(
         candidate = tried(ordered[:middle])
         found, low, high = (found, middle, high) if candidate is None else (candidate, low, middle)
     if found is None:
-        return build(_with_float(best, units))
+        found = build(_with_float(best, units))
     return _with_less(found, ordered[:high], shares, tried)
 
 
@@ -213,10 +214,9 @@ def _with_less(found: Candidate, given: list[list[Unit]], shares: dict[str, floa
 
 
 def _relief(before: Candidate, after: Candidate) -> float:
-    """Share of the noise and of the drop in quality that is gone; noise says more where few samples change class."""
+    """Share of the noise that is gone."""
     old, new = (10 ** (-np.clip(c.score, -200, 200) / 10) for c in (before, after))
-    drops = np.clip([before.drop, after.drop], 0, 1e6)
-    return float(1 - new / old + (1 - drops[1] / drops[0] if drops[0] > 0 else 0.0))
+    return float(1 - new / old)
 
 
 def _with_float(best: Candidate, units: list[Unit]) -> Decisions:

@@ -181,20 +181,21 @@ def three_layers() -> tuple[Model, Candidate]:
     """The model and a candidate with all of a, b and c in 8 bits; b and c hold nearly all the work."""
     model = pictures(w(32, 4, 1, 1))
     plan = CPU.place(model, model.graph, infer(model), Context(), keep_float=frozenset())
-    return model, Candidate(first_decisions(plan, frozenset(), {}), model, tuple(plan.units), drop=1.0)
+    return model, Candidate(first_decisions(plan, frozenset(), {}), model, tuple(plan.units), score=0.0, drop=1.0)
 
 
 def multiplications(model: Model) -> dict[str, int]:
     return {node.outputs[0].name: macs for node, macs in count_macs(model).nodes.items()}
 
 
-def rescued(good: set[frozenset[str]], drops: dict[str, float]) -> tuple[frozenset[str], list[frozenset[str]]]:
-    """What is in float where only `good` is good enough, and what was finished. Alone in float a unit leaves a drop."""
+def rescued(good: set[frozenset[str]], noise: dict[str, float]) -> tuple[frozenset[str], list[frozenset[str]]]:
+    """What is in float where only `good` is good enough, and what was finished. One unit in float leaves `noise`."""
     model, best = three_layers()
     finished: list[frozenset[str]] = []
 
     def build(decisions: Decisions) -> Candidate:
-        return replace(best, decisions=decisions, drop=min((drops[k] for k in decisions.skip), default=1.0), sqnr=0.0)
+        left = min((noise[k] for k in decisions.skip), default=1.0)
+        return replace(best, decisions=decisions, score=-10 * np.log10(left), drop=1.0, sqnr=0.0)
 
     def finish(candidate: Candidate) -> Candidate:
         finished.append(candidate.decisions.skip)
@@ -242,6 +243,12 @@ def test_a_rescue_asks_other_candidates_in_8_bits_before_layers_go_to_float(pass
     else:
         assert found is others[passing]
         assert len(asked) == passing + 2
+
+
+def test_a_rescue_tries_each_layer_in_8_bits_before_all_stay_in_float() -> None:
+    found, _ = rescued({frozenset("ay")}, {"a": 0.1, "b": 0.2, "y": 0.9})
+
+    assert found == {"a", "y"}, "a and b, which bring most, are not enough"
 
 
 def test_a_rescue_that_finds_nothing_leaves_all_in_float() -> None:
