@@ -89,10 +89,12 @@ def infer(model: Model) -> Shapes:
 
 
 def _reshapes_ranked(graph: onnx.GraphProto) -> bool:
-    """Give the Reshapes of the main graph without a shape a rank: the number of sizes; whether there was one."""
+    """Give each Reshape of the main graph whose shape is unknown its rank, the number of sizes; whether any got one."""
     found, ranked = _infos(graph), False
     for node in graph.node:
-        if node.op_type != "Reshape" or len(node.input) < 2 or not {node.input[1], node.output[0]} <= found.keys():
+        if node.op_type != "Reshape" or node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+            continue
+        if not {node.input[1], node.output[0]} <= found.keys():
             continue
         sizes, result = (found[name].type.tensor_type.shape.dim for name in (node.input[1], node.output[0]))
         if sizes and sizes[0].dim_value > 0 and not result:

@@ -206,3 +206,12 @@ def test_a_run_on_its_own_result_does_nothing():
     passes.run(model, again)
 
     assert again.rewrites == []
+
+
+@pytest.mark.parametrize(("op", "rank"), [("Reshape", 3), ("local.Reshape", None)])
+def test_the_number_of_sizes_is_the_rank_of_a_standard_reshape_only(op, rank):
+    header = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
+    body = f"g (float[N] x, int64[3] s) => (float y) {{ y = {op}(x, s) }}"
+    model = from_proto(onnx.parser.parse_model(f"{header} {body}"))
+
+    assert infer(model)[model.graph.outputs[0]].rank == rank
